@@ -1,0 +1,1 @@
+"""Runs: the loop around the core, with the sockets, processes and files it needs."""

@@ -1,0 +1,1 @@
+"""A mail cluster in one process: relayd emulated, fake nodes, the demo."""

@@ -1,0 +1,1 @@
+"""All that knows relayd: running relayctl, reading its output and relayd.conf."""
