@@ -125,3 +125,165 @@ class Observation(Struct, frozen=True):
 
     at: float
     services: tuple[Service, ...]
+
+
+# What the configuration wants
+
+
+class Rule(Struct, frozen=True):
+    """How a check is run and judged; seconds.  *fast* 0: confirm at the normal interval."""
+
+    interval: float = 2.0
+    timeout: float = 1.0
+    fast: float = 0.2
+    fall: int = 3
+    rise: int = 3
+
+
+class ServicePlan(Struct, frozen=True):
+    """How a service uses checks.
+
+    *share* is the part of the weight that must go on serving, *least* the weight below which it
+    never falls; *window* and *grace* are shared fate's, in seconds.
+    """
+
+    name: str
+    require: tuple[str, ...] = ()
+    watch: tuple[str, ...] = ()
+    acts: bool = True  # False: mode observe
+    least: int = 1
+    share: float = 0.3
+    window: float = 10.0
+    grace: float = 10.0
+    release: bool = False  # on exit, enable what we disabled
+
+
+class NodePlan(Struct, frozen=True):
+    """A node: *words* are what relayd may call it (its name, its addresses, others)."""
+
+    name: str
+    addresses: tuple[str, ...]
+    words: frozenset[str]
+    weight: int = 1
+
+
+class Plan(Struct, frozen=True):
+    """All of the configuration that decisions depend on.  *at*: checks looked at on one node."""
+
+    nodes: Mapping[str, NodePlan] = {}
+    rules: Mapping[str, Rule] = {}
+    services: Mapping[str, ServicePlan] = {}
+    watch: Mapping[str, tuple[str, ...]] = {}
+    at: Mapping[str, str] = {}
+
+    def node_of(self, word: str) -> str | None:
+        """Return the node that relayd calls *word*."""
+        return next((n.name for n in self.nodes.values() if word in n.words), None)
+
+
+class Facts(Struct, frozen=True):
+    """What relayd.conf says that `show` does not.
+
+    *checked* has (service, table position) of every table with a check; None: not readable, so
+    relays are untouchable and relayd is never polled.  *longest* is the longest check timeout.
+    """
+
+    interval: float = 10.0
+    longest: float = 0.2
+    checked: frozenset[tuple[str, int]] | None = None
+
+
+# What operators want
+
+
+class Override(Struct, frozen=True):
+    """An operator's word on a NODE, a SERVICE or a SERVICE/NODE.
+
+    *since* and *until* are wall clock (Unix seconds); *ends* is *until* on the loop's clock.
+    """
+
+    target: str
+    kind: str  # "drain" or "maint"
+    who: str
+    reason: str
+    since: float
+    until: float | None = None
+    ends: float | None = None
+
+    def covers(self, service: str, node: str | None) -> bool:
+        """Tell whether the override speaks of *node* in *service*."""
+        return self.target in (service, node, f"{service}/{node}")
+
+
+# What is decided and done
+
+
+class Member(NamedTuple):
+    """A node's place in a service: the table's position (0 is main) and relayd's word for it."""
+
+    service: str
+    table: int
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.service}/{self.host}"
+
+
+class Owned(Struct, frozen=True):
+    """A disable that is ours: its decision and cause.
+
+    *unsure* is the time until which a command that outlived its deadline may still be carried out.
+    """
+
+    decision: int
+    cause: str
+    unsure: float = 0.0
+
+
+class Want(StrEnum):
+    """What a member should be.  LEAVE: as it is, whatever that is."""
+
+    IN = "in"
+    OUT = "out"
+    LEAVE = "leave"
+
+
+class Note(Struct, frozen=True):
+    """A link of a decision's chain: the rule that spoke, what it said, until when it holds."""
+
+    rule: str
+    text: str
+    until: float | None = None
+
+
+class Decision(Struct, frozen=True):
+    """What a member should be, why (*cause* is one word), and the chain of reasons."""
+
+    member: Member
+    want: Want
+    cause: str
+    reason: str
+    chain: tuple[Note, ...] = ()
+    id: int = 0
+
+
+class Verb(StrEnum):
+    """What can be asked of relayctl."""
+
+    ENABLE = "enable"
+    DISABLE = "disable"
+    POLL = "poll"
+
+
+class Action(Struct, frozen=True):
+    """One relayctl command; a poll has no member and no host."""
+
+    verb: Verb
+    decision: int
+    reason: str
+    member: Member | None = None
+    host: int = 0
+
+    def words(self) -> tuple[str, ...]:
+        """Return relayctl's arguments."""
+        return ("poll",) if self.verb is Verb.POLL else ("host", self.verb, str(self.host))

@@ -1,0 +1,572 @@
+"""engine: the one object of the core that holds state; all it does is call the core's functions.
+
+The daemon, the simulator and the tests drive it alike:
+
+    for probe in engine.due(now): ...start a look...
+    engine.feed(checked)                      a look has ended
+    engine.observed(observation, now)         relayd was read (or unseen(reason): it was not)
+    for action in engine.actions(now): ...    carry out the first one, read relayd, ask again
+    engine.intend(action); engine.acted(action, outcome, now)
+
+Times are seconds of one monotonic clock that the caller owns.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from hactl.core import health as health_
+from hactl.core import policy, schedule
+from hactl.core.health import Health, State
+from hactl.core.model import (
+    Action,
+    Checked,
+    Decision,
+    Facts,
+    Host,
+    HostStatus,
+    Kind,
+    Member,
+    Note,
+    Observation,
+    Override,
+    Owned,
+    Plan,
+    Probe,
+    Service,
+    ServicePlan,
+    Verb,
+    Want,
+)
+from hactl.core.policy import Fate, Shared, Standing
+from hactl.core.reconcile import Polling, reconcile
+from hactl.core.schedule import Timing
+
+CYCLE = 1.0  # seconds between two readings of relayd
+STALE = 2 * CYCLE  # an observation older than this removes nobody
+
+
+class Event(Struct, frozen=True):
+    """Something that happened, for the log: a name and fields in a fixed order."""
+
+    name: str
+    decision: int = 0
+    fields: tuple[tuple[str, str], ...] = ()
+    level: str = "info"
+
+
+class Place(Struct, frozen=True):
+    """Where a member was last seen in relayd; *shown* is false while relayd hides it."""
+
+    member: Member
+    node: str | None
+    kind: Kind
+    table: str
+    host: Host
+    since: float
+    fixed: str = ""
+    shown: bool = True
+
+
+class Engine:
+    """Holds the health of every probe, the last observation, and what is decided."""
+
+    def __init__(self, plan: Plan, facts: Facts, now: float, *, counter: int = 0) -> None:
+        self.facts = facts
+        self.started = now
+        self.counter = counter
+        self.healths: dict[Probe, Health] = {}
+        self.overrides: dict[str, Override] = {}
+        self.owned: dict[Member, Owned] = {}
+        self.decisions: dict[Member, Decision] = {}
+        self.since: dict[Member, float] = {}  # when the decision became what it is
+        self.standings: dict[Member, Standing] = {}
+        self.waits: Mapping[Member, Note] = {}
+        self.fates: dict[str, Fate] = {}
+        self.observation: Observation | None = None
+        self.blind = "relayd has not been asked yet"
+        self.releasing = False
+        self.places: dict[Member, Place] = {}
+        self._timings: dict[Probe, Timing] = {}
+        self._queue: list[tuple[float, Probe]] = []
+        self._suspects: set[Probe] = set()
+        self._enabled_at: dict[Member, float] = {}
+        self._disabled_at: dict[Member, float] = {}
+        self._polling = Polling()
+        self._next_polling = self._polling
+        self._events: list[Event] = []
+        self.floors: dict[str, int] = {}
+        self.plan = plan
+        self.replan(plan, now)
+
+    # schedule
+
+    def replan(self, plan: Plan, now: float) -> None:
+        """Take a new plan; the health of every probe whose rule did not change is kept."""
+        old, self.plan = self.plan, plan
+        changed = {c for c in plan.rules if plan.rules[c] != old.rules.get(c)}
+        for member, place in self.places.items():
+            self.places[member] = replace(place, node=plan.node_of(member.host))
+        self._forget({p for p in self.healths if p.check in changed})
+        self._probe_what_is_used(now)
+
+    def _forget(self, probes: Iterable[Probe]) -> None:
+        for probe in probes:
+            self.healths.pop(probe, None)
+            self._timings.pop(probe, None)
+            self._suspects.discard(probe)
+
+    def _probe_what_is_used(self, now: float) -> None:
+        """Make the probes be those that services and `watch` need at the places now known."""
+        wanted = {
+            self._probe(place.node, check, place.member.host)
+            for place in self.places.values()
+            if place.node and (service := self.plan.services.get(place.member.service))
+            for check in (*service.require, *service.watch)
+        }
+        wanted |= {
+            self._probe(node, check, "")
+            for node, checks in self.plan.watch.items()
+            for check in checks
+        }
+        self._forget(self._timings.keys() - wanted)
+        order = {check: index for index, check in enumerate(self.plan.rules)}
+        for probe in wanted - self._timings.keys():
+            rule = self.plan.rules[probe.check]
+            timing = schedule.first(probe, order[probe.check], rule, now)
+            self.healths[probe] = Health(since=now)
+            self._plan(probe, timing)
+
+    def _probe(self, node: str, check: str, word: str) -> Probe:
+        """Return the probe that speaks for the host *word*: its own address, or the node's first."""
+        place = self.plan.nodes[self.plan.at.get(check, node)]
+        return Probe(place.name, check, word if word in place.addresses else place.addresses[0])
+
+    def _plan(self, probe: Probe, timing: Timing) -> None:
+        before = self._timings.get(probe)
+        self._timings[probe] = timing
+        if before is None or timing.next != before.next:
+            heapq.heappush(self._queue, (timing.next, probe))
+
+    def due(self, now: float) -> list[Probe]:
+        """Return the probes to look at now, and note that their looks start."""
+        for probe in self._witnesses(now):
+            self._plan(probe, schedule.hastened(self._timings[probe], now))
+        probes = []
+        while self._queue and self._queue[0][0] <= now + 1e-6:
+            moment, probe = heapq.heappop(self._queue)
+            timing = self._timings.get(probe)
+            if timing is None or timing.next != moment:
+                continue  # an older plan, or a probe that is gone
+            rule = self.plan.rules[probe.check]
+            if timing.busy:  # nothing overlaps: this turn is left out
+                self._plan(probe, replace(timing, due=timing.due + rule.interval,
+                                          next=timing.due + rule.interval))  # fmt: skip
+                continue
+            self._plan(probe, schedule.started(timing, rule, now))
+            probes.append(probe)
+        return probes
+
+    def next_look(self) -> float:
+        """Return when the next probe is due."""
+        return self._queue[0][0] if self._queue else float("inf")
+
+    def _witnesses(self, now: float) -> list[Probe]:
+        """Return the siblings to look at because a probe is suspect, a few at a time."""
+        found: list[Probe] = []
+        for check in {p.check for p in self._suspects}:
+            rule = self.plan.rules[check]
+            asked = policy.unanswered(self._group(check), self.healths)
+            room = policy.WITNESSES - sum(self._timings[p].busy for p in asked)
+            quiet = [p for p in asked if now >= self._timings[p].began + (rule.fast or CYCLE)]
+            found += sorted(quiet)[: max(0, room)]
+        return found
+
+    # health
+
+    def feed(self, checked: Checked) -> bool:
+        """Take the result of a look; return whether decisions may change because of it."""
+        probe = checked.probe
+        timing, before = self._timings.get(probe), self.healths.get(probe)
+        if timing is None or before is None:
+            return False
+        rule = self.plan.rules[probe.check]
+        after = health_.step(before, checked, rule)
+        self.healths[probe] = after
+        self._plan(probe, schedule.finished(timing, after, rule, checked.ended))
+        if after.suspect:
+            self._suspects.add(probe)
+        else:
+            self._suspects.discard(probe)
+        if after.state is not before.state:
+            self._say_state(checked, before, after)
+            return True
+        return before.last is None or any(
+            f.waits and check == probe.check for check, f in self.fates.items()
+        )
+
+    def _say_state(self, checked: Checked, before: Health, after: Health) -> None:
+        rule = self.plan.rules[checked.probe.check]
+        row = rule.fall if after.state is State.DOWN else rule.rise
+        self._events.append(
+            Event(
+                "state",
+                fields=(
+                    ("node", checked.probe.node),
+                    ("check", checked.probe.check),
+                    ("from", before.state),
+                    ("to", after.state),
+                    ("streak", f"{min(before.streak + 1, row)}/{row}"),
+                    ("took", f"{checked.ended - checked.started:.3f}"),
+                    ("reason", after.reason),
+                ),
+            )
+        )
+
+    def discard(self, probe: Probe, now: float) -> None:
+        """Note that a look ended without a result that counts."""
+        timing = self._timings.get(probe)
+        if timing is not None:
+            rule = self.plan.rules[probe.check]
+            self._plan(probe, schedule.finished(timing, self.healths[probe], rule, now))
+
+    # relayd
+
+    def unseen(self, reason: str) -> None:
+        """Note that relayd could not be read, and why."""
+        if reason != self.blind:
+            self._events.append(Event("blind", fields=(("reason", reason),), level="warning"))
+        self.blind = reason
+
+    def observed(self, observation: Observation, now: float) -> None:
+        """Take what relayd shows; places it hides are remembered, ownership ends where undone."""
+        if self.blind:
+            self._events.append(Event("relayd", fields=(("seen", "yes"),)))
+        self.blind = ""
+        self.observation = observation
+        places = self._placed(observation, now)
+        changed = places.keys() != self.places.keys() or any(
+            places[m].node != self.places[m].node for m in places
+        )
+        self.places = places
+        if changed:
+            self._probe_what_is_used(now)
+        for member, owned in list(self.owned.items()):
+            place = places.get(member)
+            if (
+                place is not None
+                and place.shown
+                and place.host.status is not HostStatus.DISABLED
+                and now >= owned.unsure
+            ):
+                del self.owned[member]
+
+    def _placed(self, observation: Observation, now: float) -> dict[Member, Place]:
+        """Return every member of the plan's services, hidden ones where they were last seen."""
+        places: dict[Member, Place] = {}
+        ids: set[int] = set()
+        for service in _once(observation.services):
+            if service.name not in self.plan.services:
+                continue
+            shown: dict[int, bool] = {}
+            for position, table in enumerate(service.tables):
+                shown[position] = table.status != "disabled"
+                words: dict[str, int] = {}
+                for host in table.hosts:
+                    words[host.name] = words.get(host.name, 0) + 1
+                    again = f"#{words[host.name]}" if words[host.name] > 1 else ""
+                    member = Member(service.name, position, host.name + again)
+                    places[member] = self._place(member, service, table.name, host, ids, now)
+                    ids.add(host.id)
+            for member, place in self.places.items():
+                if member.service == service.name and not shown.get(member.table, False):
+                    places.setdefault(member, replace(place, shown=False))
+        for member, place in self.places.items():  # services missing for a moment, or for good
+            if not any(m.service == member.service for m in places):
+                places[member] = replace(place, shown=False)
+        return places
+
+    def _place(
+        self, member: Member, service: Service, table: str, host: Host, ids: set[int], now: float
+    ) -> Place:
+        before = self.places.get(member)
+        since = now
+        if before is not None and before.shown and before.host.status is host.status:
+            since = before.since
+        fixed = ""
+        if host.parent is not None:
+            fixed = f"follows its parent, host {host.parent}; relayd cannot switch it by itself"
+        elif host.id in ids:
+            fixed = "the same host in another service; it is switched there"
+        elif service.kind is Kind.RELAY and self.facts.checked is None:
+            fixed = (
+                "relayd.conf cannot be read, so it may have no check; a disable would kill relayd"
+            )
+        elif service.kind is Kind.RELAY and (
+            (service.name, member.table) not in (self.facts.checked or ())
+        ):
+            fixed = "its table has no check; a disable would kill relayd"
+        node = self.plan.node_of(host.name)
+        return Place(member, node, service.kind, table, host, since, fixed)
+
+    # decisions
+
+    def actions(self, now: float) -> tuple[Action, ...]:
+        """Decide, compare with relayd, and return the commands that are needed now, in order."""
+        self._expire(now)
+        self._stand(now)
+        if self.blind or self.observation is None or now > self.observation.at + STALE:
+            return ()  # decisions stay as they are; nothing is removed on old news
+        self._judge_fates(now)
+        pairs: list[tuple[Standing, Decision, int | None]] = []
+        for service in self.plan.services.values():
+            members = [s for m, s in self.standings.items() if m.service == service.name]
+            decisions = self._decide(service, members, now)
+            self.floors[service.name] = policy.minimum(service, members)
+            for standing, decision in zip(members, decisions, strict=True):
+                decided = self._settle(decision, now)
+                place = self.places[standing.member]
+                if service.acts:
+                    pairs.append((standing, decided, place.host.id if place.shown else None))
+        for member in self.decisions.keys() - self.standings.keys():
+            del self.decisions[member], self.since[member]
+        step = reconcile(
+            pairs,
+            self.floors,
+            self._disabled_at,
+            self._eager(pairs),
+            self._polling,
+            self.facts,
+            self._everybody_up(),
+            now,
+        )
+        self.waits = step.waits
+        self._next_polling = step.polling
+        if not any(a.verb is Verb.POLL for a in step.actions):
+            self._polling = step.polling
+        return step.actions
+
+    def next_moment(self, now: float) -> float:
+        """Return when a wait or an override ends, so that the caller may cycle then."""
+        ends = [n.until for n in self.waits.values() if n.until]
+        ends += [until for fate in self.fates.values() for until in fate.waits.values()]
+        return min((e for e in ends if e > now), default=float("inf"))
+
+    def _expire(self, now: float) -> None:
+        for target, override in list(self.overrides.items()):
+            if override.ends is not None and now >= override.ends:
+                del self.overrides[target]
+                self._events.append(
+                    Event("expired", fields=(("override", override.kind), ("target", target)))
+                )
+
+    def _stand(self, now: float) -> None:
+        """Gather for every member what policy may know of it."""
+        fresh = 2 * self.facts.interval
+        self.standings = {}
+        for member, place in self.places.items():
+            service = self.plan.services.get(member.service)
+            if service is None:
+                continue
+            node = place.node
+            probes: tuple[Probe, ...] = ()
+            if node is not None:
+                probes = tuple(self._probe(node, c, place.host.name) for c in service.require)
+            self.standings[member] = Standing(
+                member,
+                node,
+                self.plan.nodes[node].weight if node else 1,
+                place.host.status if place.shown else None,
+                place.since,
+                now < self._enabled_at.get(member, float("-inf")) + fresh,
+                place.fixed,
+                self._override(member.service, node),
+                self.owned.get(member),
+                probes,
+            )
+
+    def _override(self, service: str, node: str | None) -> Override | None:
+        """Return the strongest override on a member: maint before drain."""
+        found = [o for o in self.overrides.values() if o.covers(service, node)]
+        return max(found, key=lambda o: o.kind == "maint", default=None)
+
+    def _group(self, check: str) -> dict[str, Probe]:
+        """Return the nodes that use a check, neither foreign nor in maintenance, with its probe."""
+        return {
+            s.node: probe
+            for s in self.standings.values()
+            if s.node is not None
+            and not s.foreign
+            and not (s.override is not None and s.override.kind == "maint")
+            for probe in s.probes
+            if probe.check == check
+        }
+
+    def _judge_fates(self, now: float) -> None:
+        for check in {c for s in self.plan.services.values() for c in s.require}:
+            users = [s for s in self.plan.services.values() if check in s.require]
+            before = self.fates.get(check, Fate()).shared
+            fate = policy.judge_fate(
+                self._group(check),
+                self.healths,
+                self.plan.rules[check],
+                before,
+                max(s.window for s in users),
+                max(s.grace for s in users),
+                now,
+            )
+            self.fates[check] = fate
+            if (before is None) != (fate.shared is None):
+                self._say_shared(check, before, fate.shared)
+
+    def _say_shared(self, check: str, before: Shared | None, after: Shared | None) -> None:
+        shared = after or before
+        nodes = ",".join(sorted(shared.nodes)) if shared else ""
+        state = "begins" if after else "ends"
+        fields = (("check", check), ("nodes", nodes), ("state", state))
+        self._events.append(Event("shared_fate", fields=fields, level="error" if after else "info"))
+
+    def _decide(self, service: ServicePlan, members: list[Standing], now: float) -> list[Decision]:
+        """Decide a service, or leave it alone while too little is known."""
+        if missing := self._missing(members, now):
+            why = f"starting: no result yet of {missing}"
+            chain = (Note("wait", why),)
+            return [Decision(s.member, Want.LEAVE, "wait", why, chain) for s in members]
+        decisions = policy.decide(
+            service, members, self.healths, self.fates, self.facts.interval, now
+        )
+        if self.releasing and service.release:
+            return [
+                replace(d, want=Want.IN, cause="exit", reason="hactld ends: on_exit release")
+                if s.owned and s.owned.cause == "check"
+                else d
+                for s, d in zip(members, decisions, strict=True)
+            ]
+        return decisions
+
+    def _missing(self, members: list[Standing], now: float) -> str:
+        """Name a required probe without a first result, until a detection bound has passed."""
+        for standing in members:
+            for probe in standing.probes:
+                rule = self.plan.rules[probe.check]
+                health = self.healths[probe]
+                bound = rule.interval + rule.fall * rule.timeout + (rule.fall - 1) * rule.fast
+                if health.last is None and now < health.since + bound:
+                    return str(probe)
+        return ""
+
+    def _settle(self, decision: Decision, now: float) -> Decision:
+        """Give a decision its id: a new one when it wants something else, or for another cause."""
+        before = self.decisions.get(decision.member)
+        if before is not None and (before.want, before.cause) == (decision.want, decision.cause):
+            decided = replace(decision, id=before.id)
+        else:
+            self.counter += 1
+            decided = replace(decision, id=self.counter)
+            self.since[decision.member] = now
+            quiet = ("", "wait")
+            if decided.cause not in quiet or (before is not None and before.cause not in quiet):
+                self._say_decision(before, decided)
+        self.decisions[decision.member] = decided
+        return decided
+
+    def _say_decision(self, before: Decision | None, after: Decision) -> None:
+        fields = (
+            ("service", after.member.service),
+            ("host", after.member.host),
+            ("from", before.want if before else "none"),
+            ("to", after.want),
+            ("cause", after.cause or "passes"),
+            ("reason", after.reason),
+        )
+        self._events.append(Event("decision", after.id, fields))
+
+    def _eager(self, pairs: list[tuple[Standing, Decision, int | None]]) -> frozenset[str]:
+        """Name the services where nobody is up though an enabled member's newest look was ok."""
+        up = {s.member.service for s, _, _ in pairs if s.status is HostStatus.UP}
+        return frozenset(
+            s.member.service
+            for s, d, _ in pairs
+            if s.member.service not in up
+            and d.want is Want.IN
+            and s.enabled
+            and policy.newest_ok(s, self.healths)
+        )
+
+    def _everybody_up(self) -> bool:
+        """Tell whether relayd shows every enabled host up, those of other services included."""
+        if self.observation is None:
+            return False
+        return all(
+            h.status in (HostStatus.UP, HostStatus.DISABLED)
+            for service in self.observation.services
+            for table in service.tables
+            for h in table.hosts
+        )
+
+    # acting
+
+    def intend(self, action: Action) -> None:
+        """Note an action before its command is sent: from now on the disable is ours."""
+        if action.verb is Verb.DISABLE and action.member is not None:
+            cause = self.decisions[action.member].cause
+            self.owned[action.member] = Owned(action.decision, cause)
+
+    def acted(self, action: Action, now: float, *, done: bool, unsure: float = 0.0) -> None:
+        """Note how a command ended.  *unsure*: it may still be carried out for that many seconds."""
+        member = action.member
+        if member is None:
+            if done:
+                self._polling = self._next_polling
+            return
+        if action.verb is Verb.DISABLE:
+            self._disabled_at[member] = now
+            if unsure and member in self.owned:
+                self.owned[member] = replace(self.owned[member], unsure=now + unsure)
+        elif done:
+            self._enabled_at[member] = now
+
+    # operators
+
+    def override(self, override: Override) -> None:
+        """Take an operator's word; it replaces an earlier one on the same target."""
+        self.overrides[override.target] = override
+
+    def resume(self, target: str) -> bool:
+        """End the override on *target*; return whether there was one."""
+        return self.overrides.pop(target, None) is not None
+
+    def would_empty(self, override: Override) -> list[str]:
+        """Name the services that maint would leave without a member that may serve."""
+        if override.kind != "maint":
+            return []  # drain yields to the floor
+        empty = []
+        for name in self.plan.services:
+            members = [s for s in self.standings.values() if s.member.service == name]
+            left = [
+                s
+                for s in members
+                if not s.foreign
+                and not override.covers(name, s.node)
+                and not (s.override and s.override.kind == "maint")
+            ]
+            if members and not left:
+                empty.append(name)
+        return empty
+
+    def events(self) -> list[Event]:
+        """Return what happened since the last call."""
+        events, self._events = self._events, []
+        return events
+
+
+def _once(services: Iterable[Service]) -> list[Service]:
+    """Keep the first of several services of one name: hactl.yaml cannot tell them apart."""
+    found: dict[str, Service] = {}
+    for service in services:
+        found.setdefault(service.name, service)
+    return list(found.values())

@@ -1,0 +1,120 @@
+"""reconcile: compares what should be with what relayd shows, and yields the commands for it.
+
+Facts that bind, all of relayd: ids hold only until its next load, so they are taken from the same
+observation as the comparison; a disable acts at once while an enabled host gets traffic one to two
+intervals later; an enable close behind a disable of the same host can crash it; disabling a host
+of an unchecked relay table kills it; two polls closer than a check's timeout can make a dead host
+show `up` (with `retry`), unless every enabled host was up in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+
+from hactl.core.model import Action, Decision, Facts, HostStatus, Member, Note, Verb, Want
+from hactl.core.policy import Standing
+
+DWELL = 1.0  # seconds between a disable and the next enable of the same host
+PAIR_GAP = 1.5  # seconds between two poll pairs
+MARGIN = 0.1  # seconds beyond a check's timeout after which its result must be in
+
+
+class Polling(Struct, frozen=True):
+    """Where the poll pair stands.
+
+    *sent* is the newest poll; *open* while its pair still lacks the second; *gap* grows with each
+    pair that helped nobody, until relayd's own round does the same work.
+    """
+
+    sent: float = float("-inf")
+    open: bool = False
+    gap: float = PAIR_GAP
+
+
+class Step(Struct, frozen=True):
+    """What to do now, in order, and who has to wait for what."""
+
+    actions: tuple[Action, ...] = ()
+    waits: Mapping[Member, Note] = {}
+    polling: Polling = Polling()
+
+
+def reconcile(
+    pairs: Sequence[tuple[Standing, Decision, int | None]],
+    floors: Mapping[str, int],
+    disabled_at: Mapping[Member, float],
+    eager: frozenset[str],
+    polling: Polling,
+    facts: Facts,
+    everybody_up: bool,
+    now: float,
+) -> Step:
+    """Return the commands that bring relayd to the decisions.
+
+    *pairs* has each member's standing, decision and host id (None: hidden); *floors* the weight
+    that must go on serving in each service; *eager* the services where an enabled member whose
+    newest look was ok still waits for relayd; *everybody_up*: relayd shows every enabled, checked
+    host up.  Enables come first, then disables, then a poll.
+    """
+    enables: list[Action] = []
+    disables: list[Action] = []
+    waits: dict[Member, Note] = {}
+    guarded = False
+    serving = _serving(pairs)
+    for standing, decision, host in pairs:
+        if host is None or standing.fixed:
+            continue
+        member, off = standing.member, not standing.enabled
+        if decision.want is Want.IN and off:
+            ready = disabled_at.get(member, float("-inf")) + DWELL
+            if now < ready:
+                waits[member] = Note("dwell", "enabled a second after its disable", ready)
+            else:
+                enables.append(
+                    Action(Verb.ENABLE, decision.id, decision.reason or "passes", member, host)
+                )
+        elif decision.want is Want.OUT and not off:
+            guards = standing.status is HostStatus.UP and decision.cause != "maint"
+            if guards and serving[member.service] < floors[member.service]:
+                guarded = True
+                waits[member] = Note(
+                    "guard", "stays until relayd shows enough of the others up to take its place"
+                )
+            else:
+                disables.append(Action(Verb.DISABLE, decision.id, decision.reason, member, host))
+    needed = guarded or bool(eager)
+    poll, polling = _poll(needed, polling, facts, everybody_up, now)
+    return Step((*enables, *disables, *poll), waits, polling)
+
+
+def _serving(pairs: Sequence[tuple[Standing, Decision, int | None]]) -> dict[str, int]:
+    """Return, by service, the weight of the members that serve and are meant to go on."""
+    weights: dict[str, int] = {}
+    for standing, decision, _ in pairs:
+        serves = standing.status is HostStatus.UP and decision.want is not Want.OUT
+        service = standing.member.service
+        weights[service] = weights.get(service, 0) + standing.weight * serves
+    return weights
+
+
+def _poll(
+    needed: bool, polling: Polling, facts: Facts, everybody_up: bool, now: float
+) -> tuple[tuple[Action, ...], Polling]:
+    """Send the first or the second poll of a pair when it is useful and harmless."""
+    if facts.checked is None:
+        return (), polling
+    harmless = everybody_up or now > polling.sent + facts.longest + MARGIN
+    if polling.open:
+        if not harmless:
+            return (), polling
+        why = "second poll: relayd writes pf's table"
+        return (Action(Verb.POLL, 0, why),), Polling(now, False, polling.gap)
+    if not needed:
+        calm = now > polling.sent + polling.gap
+        return (), Polling(polling.sent) if calm else polling
+    if not harmless or now < polling.sent + polling.gap or polling.gap > facts.interval:
+        return (), polling
+    why = "first poll: relayd checks at once"
+    return (Action(Verb.POLL, 0, why),), Polling(now, True, polling.gap * 2)
