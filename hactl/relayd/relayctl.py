@@ -1,0 +1,381 @@
+"""relayctl: run relayctl(8), and understand what it prints.
+
+One call, one child, one deadline, no retry: a call that was killed may still be carried out by
+relayd later, so its outcome is *unknown* and the next `show` tells.  A dump is believed whole or
+not at all: hactl acts on host ids, and a row that was cut or mixed up would switch another host.
+
+Facts from relayctl.c up to 1.63 and from recordings of a running relayd: columns are separated by
+TABs and padded with blanks, names and statuses may hold blanks; exit codes are 0 and 1; `command
+succeeded` and `command failed` are on stdout, every other complaint on stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from asyncio.subprocess import DEVNULL
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from itertools import pairwise
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from hactl.core.model import Host, HostStatus, Kind, Observation, Service, Table
+
+LIMIT = 16 << 20  # bytes of output; a thousand hosts are 51 kB
+REAP = 1.0  # seconds a killed child may take to go; only the kernel can make it longer
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"}
+
+HEADER = ["Id", "Type", "Name", "Avlblty", "Status"]
+HEADS = ("redirect", "relay", "router")
+STATUSES = {
+    "redirect": re.compile(r"active( \(using backup table\))?|down|disabled"),
+    "relay": re.compile(r"active|disabled"),
+    "router": re.compile(r"active|disabled"),
+    "table": re.compile(r"active \([0-9]{1,9} hosts( up)?\)|empty|disabled"),  # "up" until 2008
+    "host": re.compile(r"up|down|unknown|disabled"),
+}
+_ID = re.compile(r"[0-9]{1,10}")
+_CHILD = re.compile(r"(.+) parent ([0-9]{1,10})")
+_AVAILABILITY = re.compile(r"([0-9]{1,3}\.[0-9]{2})%")
+_CHECKS = re.compile(
+    r"total: ([0-9]{1,20})/([0-9]{1,20}) checks(?:, ([0-9]{1,10}) retries)?(?:, error: (.+))?"
+)
+_SESSIONS = re.compile(r"total: [0-9]+ sessions|(last|average): [0-9]+/[0-9]+s [0-9/hd ]+ sessions")
+_ROUTES = re.compile(r"(rtable|rtlabel|route): .+")
+_GONE = re.compile(r"connect: .*: (No such file or directory|Connection refused)")
+_DENIED = re.compile(r".*: (Permission denied|Operation not permitted)")
+
+
+class Nonsense(ValueError):  # noqa: N818 - it says what the output is
+    """Output that is no complete dump: the line (from 1) and what is wrong with it."""
+
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(f"line {line}: {what}")
+        self.line = line
+        self.what = what
+
+
+class Checks(Struct, frozen=True):
+    """A host's count line: checks that found it *up* of *total*, *retries* left, last error.
+
+    Counts fall only when relayd was loaded anew or the host was disabled.
+    """
+
+    up: int
+    total: int
+    retries: int = 0
+    error: str = ""
+
+
+class Hosts(Struct, frozen=True):
+    """What `show hosts` has: tables without their services, and the checks made by host id.
+
+    A host that had no check yet, or is disabled, has no entry in *checks*.
+    """
+
+    tables: tuple[Table, ...]
+    checks: Mapping[int, Checks]
+
+
+class Answer(StrEnum):
+    """How a call ended.  Only UNKNOWN and NONSENSE leave open whether relayd did it."""
+
+    DONE = "done"
+    REFUSED = "refused"  # no such id, or the host is a child
+    GONE = "gone"  # nobody listens on the socket
+    DENIED = "denied"  # the socket is not ours to open
+    NOT_RUN = "not run"  # relayctl is missing or could not be started
+    UNKNOWN = "unknown"  # no answer in time, or relayd went away in mid-call
+    NONSENSE = "nonsense"  # an answer that relayctl never gives
+
+
+class Outcome(Struct, frozen=True):
+    """An answer with its line for people: `relayctl: host disable 3: command failed`."""
+
+    answer: Answer
+    text: str
+
+
+class RelayctlError(Exception):
+    """A `show` that showed nothing usable; *outcome* says why."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.text)
+        self.outcome = outcome
+
+
+# What it prints
+
+
+class _Row(NamedTuple):
+    line: int
+    type: str
+    id: int
+    name: str
+    availability: float | None
+    status: str
+    notes: list[re.Match[str]]  # the indented lines below it
+
+
+def parse(text: str, at: float, *, whole: bool = False) -> Observation:
+    """Read `show summary`, `show redirects` or `show relays`, asked at the time *at*.
+
+    A header alone is right: relayd has just started.  Routers are left out.  *whole*: it is the
+    summary, so a redirect has a table.  Raise Nonsense for all that is no complete dump; a cut
+    between two rows shows if a table then lacks a host that its status counts.
+    """
+    rows = _rows(text)
+    whole = whole or any(row.type == "table" for row in rows)
+    services: dict[tuple[str, int], Service] = {}
+    tables: dict[int, Table] = {}
+    owners: dict[int, int] = {}
+    for head, below in _groups(rows, HEADS):
+        mine = _tables(below, tables, owners)
+        if head.type == "router":
+            continue
+        if head.type == "redirect" and whole and not mine and head.status != "disabled":
+            raise Nonsense(head.line, f"redirect {head.name} has no table")
+        service = Service(Kind(head.type), head.id, head.name, head.status, tuple(mine))
+        if services.setdefault((head.type, head.id), service) is not service:
+            raise Nonsense(head.line, f"{head.type} {head.id} is shown twice")
+    return Observation(at, tuple(services.values()))
+
+
+def parse_hosts(text: str) -> Hosts:
+    """Read `show hosts`.  Raise Nonsense for all that is no complete dump."""
+    rows = _rows(text)
+    tables: dict[int, Table] = {}
+    _tables(rows, tables, {})
+    checks = {
+        row.id: Checks(int(up), int(total), int(retries or 0), error or "")
+        for row in rows
+        for up, total, retries, error in (note.groups() for note in row.notes)
+    }
+    return Hosts(tuple(tables.values()), checks)
+
+
+def _rows(text: str) -> list[_Row]:
+    """Split a dump into rows, each right in itself."""
+    if len(text) > LIMIT:
+        raise Nonsense(1, f"more than {LIMIT >> 20} MiB")
+    lines = text.split("\n")
+    if [cell.strip(" ") for cell in lines[0].split("\t")] != HEADER:
+        raise Nonsense(1, "no header")
+    if lines.pop() != "":
+        raise Nonsense(len(lines) + 1, "the last line is cut")
+    rows: list[_Row] = []
+    for number, line in enumerate(lines[1:], 2):
+        cells = [cell.strip(" ") for cell in line.split("\t")]
+        if not "".join(cells).isprintable():
+            raise Nonsense(number, "a control character")
+        if len(cells) == 3 and cells[:2] == ["", ""] and rows:
+            _note(rows[-1], number, cells[2])
+        elif len(cells) == 5:
+            rows.append(_row(number, *cells))
+        else:
+            raise Nonsense(number, f"{len(cells)} columns where a row has 5")
+    return rows
+
+
+def _row(line: int, id: str, type: str, name: str, availability: str, status: str) -> _Row:
+    if type not in STATUSES:
+        raise Nonsense(line, f"unknown type {type!r}")
+    if not _ID.fullmatch(id):
+        raise Nonsense(line, f"{id!r} is no id")
+    if not name:
+        raise Nonsense(line, f"{type} {id} has no name")
+    if not STATUSES[type].fullmatch(status):
+        raise Nonsense(line, f"{type} {name} has unknown status {status!r}")
+    share = _AVAILABILITY.fullmatch(availability)
+    if availability and (share is None or type != "host" or float(share[1]) > 100):
+        raise Nonsense(line, f"{type} {name} has availability {availability!r}")
+    return _Row(line, type, int(id), name, float(share[1]) if share else None, status, [])
+
+
+def _note(row: _Row, line: int, note: str) -> None:
+    form = {"host": _CHECKS, "redirect": _SESSIONS, "relay": _SESSIONS, "router": _ROUTES}
+    match = form[row.type].fullmatch(note) if row.type in form else None
+    if match is None or (row.type == "host" and (row.notes or int(match[1]) > int(match[2]))):
+        raise Nonsense(line, f"{row.type} {row.name} is followed by {note!r}")
+    row.notes.append(match)
+
+
+def _groups(rows: Sequence[_Row], heads: Sequence[str]) -> Iterator[tuple[_Row, Sequence[_Row]]]:
+    """Yield each row of a type in *heads* with the rows below it."""
+    if rows and rows[0].type not in heads:
+        raise Nonsense(rows[0].line, f"{rows[0].type} {rows[0].name} comes before any {heads[0]}")
+    starts = [n for n, row in enumerate(rows) if row.type in heads]
+    for start, end in pairwise([*starts, len(rows)]):
+        yield rows[start], rows[start + 1 : end]
+
+
+def _tables(rows: Sequence[_Row], seen: dict[int, Table], owners: dict[int, int]) -> list[Table]:
+    """Make tables of rows; add them to *seen*, and the table id of each host to *owners*.
+
+    A table that two services share is shown under both, and twice the same.
+    """
+    tables = []
+    for head, below in _groups(rows, ("table",)):
+        hosts = tuple(_host(row) for row in below)
+        for row in below:
+            if owners.setdefault(row.id, head.id) != head.id:
+                raise Nonsense(row.line, f"host {row.id} is in tables {owners[row.id]}, {head.id}")
+        if len({host.id for host in hosts}) < len(hosts):
+            raise Nonsense(head.line, f"table {head.name} shows a host twice")
+        up = sum(host.status is HostStatus.UP for host in hosts)
+        if head.status != "disabled" and (not hosts or up != _counted(head.status)):
+            raise Nonsense(head.line, f"table {head.name} is {head.status} and shows {up} up")
+        table = Table(head.id, head.name, head.status, hosts)
+        if seen.setdefault(head.id, table) != table:
+            raise Nonsense(head.line, f"table {head.id} is shown twice and differs")
+        tables.append(table)
+    return tables
+
+
+def _counted(status: str) -> int:
+    """Take N from a table's `active (N hosts)`; `empty` has none."""
+    return int(status.split()[1].strip("(")) if status.startswith("active") else 0
+
+
+def _host(row: _Row) -> Host:
+    if row.type != "host":
+        raise Nonsense(row.line, f"{row.type} {row.name} among the hosts of a table")
+    child = _CHILD.fullmatch(row.name)
+    name, parent = (child[1], int(child[2])) if child else (row.name, None)
+    return Host(row.id, name, HostStatus(row.status), parent, row.availability)
+
+
+# How a call ends
+
+
+def judge(words: str, code: int, out: str, err: str) -> Outcome:
+    """Judge exit code and output of a call that ended by itself; *words* are its arguments."""
+    if code == 0 and out.strip() == "command succeeded":
+        return Outcome(Answer.DONE, f"relayctl: {words}: command succeeded")
+    if code == 1 and out.strip() == "command failed":
+        return Outcome(Answer.REFUSED, f"relayctl: {words}: command failed")
+    for line in err.splitlines() if code == 1 else ():
+        complaint = line.removeprefix("relayctl: ")
+        if _GONE.fullmatch(complaint):
+            return Outcome(Answer.GONE, f"relayctl: {words}: {complaint}")
+        if _DENIED.fullmatch(complaint):
+            return Outcome(Answer.DENIED, f"relayctl: {words}: {complaint}")
+        if complaint == "pipe closed" and words.startswith("show "):
+            return Outcome(Answer.GONE, f"relayctl: {words}: pipe closed")
+        if complaint == "pipe closed":
+            return Outcome(Answer.UNKNOWN, f"relayctl: {words}: pipe closed, outcome unknown")
+    said = ascii((err.strip() or out.strip())[:200])
+    return Outcome(Answer.NONSENSE, f"relayctl: {words}: unexpected answer, exit {code}: {said}")
+
+
+class Relayctl:
+    """relayctl as *command* (`["/usr/sbin/relayctl"]`), with its deadline in seconds.
+
+    Calls may run side by side: relayd serves many clients.
+    """
+
+    def __init__(self, command: Sequence[str], socket: str | None, timeout: float) -> None:
+        self._command = [*command, "-s", socket] if socket is not None else list(command)
+        self._timeout = timeout
+
+    async def show(self) -> Observation:
+        """Ask for `show summary`.  Raise RelayctlError if nothing that can be believed comes."""
+        at = asyncio.get_running_loop().time()
+        dump = await self._dump("show summary")
+        try:
+            return parse(dump, at, whole=True)
+        except Nonsense as error:
+            raise _error(Answer.NONSENSE, "show summary", str(error)) from error
+
+    async def show_hosts(self) -> Hosts:
+        """Ask for `show hosts`, which has the counts of checks.  Raise RelayctlError like show."""
+        dump = await self._dump("show hosts")
+        try:
+            return parse_hosts(dump)
+        except Nonsense as error:
+            raise _error(Answer.NONSENSE, "show hosts", str(error)) from error
+
+    async def run(self, *words: str) -> Outcome:
+        """Run `host disable ID`, `host enable ID` or `poll`, which is done once it is queued."""
+        try:
+            code, out, err = await self._call(" ".join(words), words)
+        except RelayctlError as error:
+            return error.outcome
+        return judge(" ".join(words), code, out, err)
+
+    async def _dump(self, words: str) -> str:
+        code, out, err = await self._call(words, words.split())
+        if code != 0:
+            raise RelayctlError(judge(words, code, out, err))
+        return out
+
+    async def _call(self, words: str, arguments: Sequence[str]) -> tuple[int, str, str]:
+        """Run it to its end: exit code, stdout, stderr.  The child never outlives the call."""
+        loop = asyncio.get_running_loop()
+        try:
+            transport, child = await loop.subprocess_exec(
+                _Child, *self._command, *arguments, stdin=DEVNULL, env=ENVIRONMENT
+            )
+        except OSError as error:
+            what = f"{self._command[0]}: {error.strerror}"
+            raise _error(Answer.NOT_RUN, words, what) from error
+        try:
+            async with asyncio.timeout(self._timeout):
+                await child.ended
+        except TimeoutError as error:
+            what = f"no answer in {self._timeout:g}s, outcome unknown"
+            raise _error(Answer.UNKNOWN, words, what) from error
+        finally:
+            await _reap(transport, child)
+        if child.overflows():
+            raise _error(Answer.NONSENSE, words, f"more than {LIMIT >> 20} MiB of output")
+        code = transport.get_returncode()
+        out, err = (bytes(child.heard[fd]).decode(errors="surrogateescape") for fd in (1, 2))
+        return -1 if code is None else code, out, err
+
+
+class _Child(asyncio.SubprocessProtocol):
+    """Keeps what the child says: *ended* once it is gone and its pipes are shut, or says too much.
+
+    Not `communicate`, which has no bound, nor streams, which wait for whoever holds the pipes.
+    """
+
+    def __init__(self) -> None:
+        self.heard = {1: bytearray(), 2: bytearray()}
+        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def overflows(self) -> bool:
+        return sum(map(len, self.heard.values())) > LIMIT
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if not self.overflows():
+            self.heard[fd] += data
+        elif not self.ended.done():
+            self.ended.set_result(None)
+
+    def process_exited(self) -> None:
+        if not self.exited.done():
+            self.exited.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+async def _reap(transport: asyncio.SubprocessTransport, child: _Child) -> None:
+    """Kill the child if it still runs, wait until it is gone, and shut its pipes."""
+    try:
+        if not child.exited.done():
+            with contextlib.suppress(ProcessLookupError):
+                transport.kill()
+            await asyncio.wait([child.exited], timeout=REAP)
+    finally:
+        transport.close()
+
+
+def _error(answer: Answer, words: str, what: str) -> RelayctlError:
+    return RelayctlError(Outcome(answer, f"relayctl: {words}: {what}"))
