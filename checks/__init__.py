@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from msgspec import Struct
@@ -36,6 +37,10 @@ class Option(Struct, frozen=True, kw_only=True, tag_field="type"):
 
     timing: ClassVar[Timing] = DIALOGUE
 
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Yield the options that cannot be, or not together: a field, and what is wrong with it."""
+        return ()
+
     def talk(self) -> Dialogue:
         """Return a new conversation (see `checks._wire`)."""
         raise NotImplementedError
@@ -54,5 +59,7 @@ def load(name: str) -> type[Option]:
     return next(
         kind
         for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Option) and kind.__struct_config__.tag == name
+        if isinstance(kind, type)
+        and issubclass(kind, Option)
+        and kind.__struct_config__.tag == name
     )

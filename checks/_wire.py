@@ -1,17 +1,42 @@
-"""Runs dialogues on plain non-blocking sockets."""
+"""Run dialogues on plain non-blocking sockets: thousands at once, none with a task of its own.
+
+A dialogue is a generator that yields what to say and what to wait for, and returns a Result; it
+owns no socket, no clock and no deadline.  The driver owns those, times every step, bounds every
+answer, and knows whose fault it was when a conversation ended early.
+Callbacks on sockets, because asyncio's streams cost three to four times the CPU.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
+import re
+import socket
 from collections.abc import Callable, Generator
+from contextlib import suppress
+from functools import lru_cache
 from typing import NamedTuple
 
-from hactl.core.model import Result
+from hactl.core.model import Result, Verdict
+from hactl.core.units import Duration
+
+LIMIT = 64 * 1024  # bytes of one answer
+CHUNK = 4096  # bytes of one read
+
+# These speak of the node.  All others (EMFILE, ENOBUFS, EADDRNOTAVAIL, ENETUNREACH, EPERM, a name
+# that is no address, ...) are trouble of our own.
+THEIRS = frozenset(
+    {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.EHOSTUNREACH, errno.ETIMEDOUT}
+)
 
 
 class Say(NamedTuple):
     """Send *data*, then read until *complete* returns the length of the whole answer (0: not yet).
 
-    *step* names this exchange.  With *close* our sending side is shut down after *data*.
+    *complete* raises ValueError for bytes that can never become an answer; what follows an answer
+    stays in the buffer.  *step* names this exchange.  With *close* our sending side is shut down
+    after *data*.
     """
 
     data: bytes
@@ -21,3 +46,326 @@ class Say(NamedTuple):
 
 
 Dialogue = Generator[Say, bytes, Result]
+Done = Callable[[Result, float, float], None]  # the result, and when the look began and ended
+
+
+# What a whole answer is
+
+
+def line(buffer: bytes) -> int:
+    """Complete at the first line feed."""
+    return buffer.find(b"\n") + 1
+
+
+_REPLY = re.compile(rb"[2-5][0-9][0-9](?:[ -].*)?\r?", re.DOTALL)
+
+
+def reply(buffer: bytes) -> int:
+    """Complete at the last line of an SMTP reply: `250-` goes on, `250 ` ends (RFC 5321, 4.2).
+
+    Raise ValueError for a line without a code, or with another code than the first line's.
+    """
+    start = 0
+    while end := buffer.find(b"\n", start) + 1:
+        text = buffer[start : end - 1]
+        if not _REPLY.fullmatch(text) or text[:3] != buffer[:3]:
+            raise ValueError(f"not an SMTP reply: {quote(text)}")
+        if text[3:4] != b"-":
+            return end
+        start = end
+    return 0
+
+
+def until_eof(_buffer: bytes) -> int:
+    """Complete when the node closes; the driver asks for this function by name."""
+    return 0
+
+
+def nothing(_buffer: bytes) -> int:
+    """Wait for no answer: the data is a parting word, and whether it arrives is no news."""
+    return 0
+
+
+_CONNECT = Say(b"", nothing, "connect")  # where each conversation stands at first
+_UNSAFE = {n: f"\\x{n:02x}" for n in range(256) if not 0x20 <= n < 0x7F}
+
+
+def quote(raw: bytes, limit: int = 80) -> str:
+    r"""Make a stranger's bytes safe to show: printable ASCII, the rest as `\xNN`, cut at *limit*.
+
+    Whatever a node sends gets into a reason through here and nowhere else.
+    """
+    text = raw.rstrip(b"\r\n")[: limit + 1].decode("latin-1").translate(_UNSAFE)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def blame(error: OSError) -> Verdict:
+    """Judge a failed system call: FAIL is the node's fault, UNKNOWN ours."""
+    return Verdict.FAIL if error.errno in THEIRS else Verdict.UNKNOWN
+
+
+@lru_cache(4096)
+def endpoint(
+    address: str, port: int
+) -> tuple[int, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]:
+    """Return family and socket address of a literal.  Raise OSError for a name: no DNS in here."""
+    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=flags)
+    return found[0][0], found[0][4]
+
+
+# The driver
+
+
+class Wire:
+    """Starts conversations, and holds what they share.
+
+    *cap* is how many sockets may be open at once.  *excuse* is asked at a deadline, with the time
+    the look began: a text says that we were late ourselves, so silence proves nothing.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        cap: int,
+        excuse: Callable[[float], str | None],
+        make_socket: Callable[[int, int], socket.socket] = socket.socket,
+    ) -> None:
+        self.loop = loop
+        self.cap = cap
+        self.excuse = excuse
+        self.make_socket = make_socket
+        self.live: set[Conversation] = set()
+
+    def start(
+        self, address: str, port: int, talk: Dialogue, timeout: float, done: Done
+    ) -> Conversation:
+        """Begin *talk*; *done* is called once, and never before this returns."""
+        return Conversation(self, address, port, talk, timeout, done)
+
+    def close(self) -> None:
+        """Cancel whatever still goes on."""
+        for conversation in tuple(self.live):
+            conversation.cancel()
+
+
+class Conversation:
+    """One dialogue over one socket; made by `Wire.start`."""
+
+    __slots__ = (
+        "_buffer", "_connected", "_done", "_end", "_fd", "_loop", "_mark", "_say", "_sock",
+        "_started", "_steps", "_talk", "_timeout", "_timer", "_unsent", "_wire", "_writing",
+    )  # fmt: skip
+
+    def __init__(
+        self, wire: Wire, address: str, port: int, talk: Dialogue, timeout: float, done: Done
+    ) -> None:
+        self._wire = wire
+        self._loop = loop = wire.loop
+        self._talk = talk
+        self._timeout = timeout
+        self._done = done
+        self._sock: socket.socket
+        self._fd = -1  # as long as there is no socket
+        self._say = _CONNECT
+        self._end: Result | None = None  # of a dialogue that has nothing to say
+        self._buffer = b""
+        self._unsent = b""
+        self._connected = False
+        self._writing = False
+        self._steps: list[tuple[str, float]] = []
+        self._started = self._mark = loop.time()
+        self._timer: asyncio.Handle
+        wire.live.add(self)
+        result = self._outcome(self._open, address, port)
+        if result is None:
+            self._timer = loop.call_at(self._started + timeout, self._late)
+        else:
+            self._timer = loop.call_soon(self._finish, result)
+
+    def cancel(self) -> None:
+        """End it without a word to anybody."""
+        self._timer.cancel()
+        self._wire.live.discard(self)
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            if self._writing:
+                self._loop.remove_writer(self._fd)
+            self._sock.close()
+            self._fd = -1
+
+    # Parts of the conversation: each returns the result, or None while it goes on
+
+    def _outcome(self, part: Callable[..., Result | None], *args: str | int) -> Result | None:
+        """Run *part*; make a result of whatever it raises."""
+        try:
+            return part(*args)
+        except StopIteration as stop:
+            return self._returned(stop.value)
+        except OSError as error:
+            return self._cut(blame(error), (error.strerror or str(error)).lower())
+        except Exception as error:  # noqa: BLE001 - a bug in a check is no news of the node
+            return self._cut(Verdict.UNKNOWN, f"check broke: {quote(repr(error).encode())}")
+
+    def _open(self, address: str, port: int) -> Result | None:
+        wire = self._wire
+        if len(wire.live) > wire.cap:
+            return self._cut(Verdict.UNKNOWN, f"too many open sockets (cap {wire.cap})")
+        try:
+            self._say = next(self._talk)
+        except StopIteration as stop:  # to be connected is all
+            self._end = self._returned(stop.value)
+        family, where = endpoint(address, port)
+        # SOCK_NONBLOCK here saves the system call of setblocking
+        self._sock = sock = wire.make_socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._fd = sock.fileno()
+        problem = sock.connect_ex(where)
+        if problem and problem != errno.EINPROGRESS:
+            raise OSError(problem, os.strerror(problem))
+        if self._end is not None or self._say.data:
+            self._await_room()
+        else:  # the node speaks first: its first bytes say as well that we are connected
+            self._loop.add_reader(self._fd, self._event, self._read)
+        return None
+
+    def _write(self) -> Result | None:
+        """Go on now that we are connected, or that there is room for more."""
+        self._loop.remove_writer(self._fd)
+        self._writing = False
+        if self._connected:
+            self._send(b"")
+            return None
+        problem = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if problem:
+            raise OSError(problem, os.strerror(problem))
+        self._connected = True
+        self._lap("connect")
+        if self._end is not None:
+            return self._end
+        self._loop.add_reader(self._fd, self._event, self._read)
+        self._send(self._say.data)
+        return None
+
+    def _read(self) -> Result | None:
+        """Take what came; let the dialogue go on for each whole answer."""
+        try:
+            data = self._sock.recv(CHUNK)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:  # somebody was there to do that
+            self._connected = True
+            raise
+        self._connected = True
+        ended = not data
+        self._buffer = self._buffer + data if self._buffer else data
+        while True:
+            say = self._say
+            whole = ended and say.complete is until_eof
+            try:
+                size = len(self._buffer) if whole else say.complete(self._buffer)
+            except ValueError as error:
+                return self._cut(Verdict.FAIL, str(error))
+            if size > LIMIT or (not size and len(self._buffer) > LIMIT):
+                return self._cut(Verdict.FAIL, "answer longer than 64 KiB")
+            if not size and not whole:
+                if ended:
+                    return self._cut(
+                        Verdict.FAIL,
+                        "closed in mid-answer" if self._buffer else "closed without an answer",
+                    )
+                return None
+            answer, self._buffer = self._buffer[:size], self._buffer[size:]
+            self._lap(say.step)
+            self._resume(answer)
+
+    # Helpers
+
+    def _event(self, part: Callable[[], Result | None]) -> None:
+        result = self._outcome(part)
+        if result is not None:
+            self._finish(result)
+
+    def _resume(self, answer: bytes) -> None:
+        """Give the dialogue its *answer*, and say what it wants to say next."""
+        say = self._talk.send(answer)
+        while say.complete is nothing:
+            with suppress(OSError):
+                self._sock.send(say.data)
+            say = self._talk.send(b"")
+        self._say = say
+        self._send(say.data)
+
+    def _send(self, data: bytes) -> None:
+        """Send what is left over and *data*, as far as there is room."""
+        data = self._unsent + data
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        self._unsent = data[sent:]
+        if self._unsent:
+            self._await_room()
+        elif self._say.close:
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def _await_room(self) -> None:
+        self._writing = True
+        self._loop.add_writer(self._fd, self._event, self._write)
+
+    def _lap(self, step: str) -> None:
+        """Note that *step* is done, and its seconds."""
+        now = self._loop.time()
+        self._steps.append((step, now - self._mark))
+        self._mark = now
+
+    def _step(self) -> str:
+        """Return where the conversation stands."""
+        return self._say.step if self._connected else _CONNECT.step
+
+    def _cut(self, verdict: Verdict, why: str) -> Result:
+        """Return the result of a conversation that ended early, here."""
+        return Result(verdict, f"{self._step()}: {why}")
+
+    def _returned(self, value: object) -> Result:
+        """Take what the dialogue returned; a stranger's check may well forget the result."""
+        if isinstance(value, Result):
+            return value
+        return self._cut(Verdict.UNKNOWN, f"check broke: returned {quote(repr(value).encode())}")
+
+    def _late(self) -> None:
+        """Give up at the deadline."""
+        if not self._connected:
+            with suppress(OSError):  # it fails as long as there is nobody at the other end
+                self._sock.getpeername()
+                self._connected = True
+        excuse = self._wire.excuse(self._started)
+        if excuse is None:
+            self._finish(self._cut(Verdict.FAIL, f"no answer in {Duration(self._timeout)}"))
+        else:
+            self._finish(self._cut(Verdict.UNKNOWN, excuse))
+
+    def _finish(self, result: Result) -> None:
+        """Close, and report *result* with the times of its steps."""
+        self.cancel()
+        ended = self._loop.time()
+        measures = {f"{step}_seconds": seconds for step, seconds in self._steps}
+        measures.update(result.measures)
+        measures["total_seconds"] = ended - self._started
+        self._done(
+            Result(result.verdict, result.reason, self._step(), measures, tuple(self._steps)),
+            self._started,
+            ended,
+        )
+
+
+async def converse(address: str, port: int, talk: Dialogue, limit: float) -> Result:
+    """Run one conversation by itself, within *limit* seconds."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Result] = loop.create_future()
+    wire = Wire(loop, cap=1, excuse=lambda _started: None)
+    wire.start(address, port, talk, limit, lambda result, *_times: answer.set_result(result))
+    try:
+        return await answer
+    finally:
+        wire.close()

@@ -1,10 +1,31 @@
-"""spamd: SpamAssassin scans a small message, and scans it in time."""
+"""spamd: SpamAssassin scans a small message, and scans it in time.
+
+PING is answered by the parent while every child may be busy, so the scan is what tells.  Its time
+is the measure `scan_seconds` (the driver makes one of every step).
+Source: spamd's protocol 1.5; the answer to PING is one line without a blank line after it.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from checks import SCAN, Option, Timing
+from checks._wire import Dialogue, Say, line, quote, until_eof
+from hactl.core.model import Result, fail, ok
+
+HAM = b"Subject: hactl\r\n\r\nA short and harmless message.\r\n"
+
+# Those of sysexits.h, and spamd's own 79.
+CODES = {
+    64: "EX_USAGE", 65: "EX_DATAERR", 66: "EX_NOINPUT", 67: "EX_NOUSER", 68: "EX_NOHOST",
+    69: "EX_UNAVAILABLE", 70: "EX_SOFTWARE", 71: "EX_OSERR", 72: "EX_OSFILE", 73: "EX_CANTCREAT",
+    74: "EX_IOERR", 75: "EX_TEMPFAIL", 76: "EX_PROTOCOL", 77: "EX_NOPERM", 78: "EX_CONFIG",
+    79: "EX_TIMEOUT",
+}  # fmt: skip
+
+_STATUS = re.compile(rb"SPAMD/[0-9]+\.[0-9]+ ([0-9]{1,3}) (.*?)\r?\n", re.DOTALL)
+_SPAM = re.compile(rb"^Spam: *(?:True|False|Yes|No) *; *(\S+ */ *\S+) *\r?$", re.MULTILINE)
 
 
 class Spamd(Option, frozen=True, kw_only=True, tag="spamd"):
@@ -14,3 +35,42 @@ class Spamd(Option, frozen=True, kw_only=True, tag="spamd"):
     scan: bool = True
 
     timing: ClassVar[Timing] = SCAN
+
+    def talk(self) -> Dialogue:
+        """Ask for PONG, or scan one message."""
+        if not self.scan:
+            pong = yield Say(b"PING SPAMC/1.5\r\n\r\n", line, "ping")
+            return judge_pong(pong)
+        head = f"CHECK SPAMC/1.5\r\nContent-length: {len(HAM)}\r\n\r\n".encode()
+        answer = yield Say(head + HAM, until_eof, "scan", close=True)
+        return judge_scan(answer)
+
+
+def judge_pong(pong: bytes) -> Result:
+    """Judge the answer to PING."""
+    status = _STATUS.fullmatch(pong)
+    if status is None or (status[1] == b"0" and status[2] != b"PONG"):
+        return fail(f"not a PONG: {quote(pong)}")
+    return ok("PONG") if status[1] == b"0" else refused("PING", status)
+
+
+def judge_scan(answer: bytes) -> Result:
+    """Judge the answer to CHECK: a status line, then `Spam: False ; score / threshold`."""
+    status = _STATUS.match(answer)
+    if status is None:
+        return fail(f"not an answer of spamd: {quote(answer)}")
+    if status[1] != b"0":
+        return refused("scan", status)
+    spam = _SPAM.search(answer, status.end())
+    if spam is None:
+        return fail("scanned, but no verdict in the answer")
+    return ok(f"scanned, score {quote(spam[1], 30)}")
+
+
+def refused(step: str, status: re.Match[bytes]) -> Result:
+    """Return the failure that *status*, a status line, tells, with the name of its code."""
+    code = int(status[1])
+    name, text = CODES.get(code, "unnamed"), quote(status[2])
+    return fail(
+        f"{step} {code} {text}" if text.startswith("EX_") else f"{step} {code} {name} {text}"
+    )
