@@ -307,7 +307,8 @@ class Conversation:
         if self._unsent:
             self._await_room()
         elif self._say.close:
-            self._sock.shutdown(socket.SHUT_WR)
+            with suppress(OSError):  # the node has gone already: reading tells how
+                self._sock.shutdown(socket.SHUT_WR)
 
     def _await_room(self) -> None:
         self._writing = True

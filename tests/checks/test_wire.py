@@ -212,6 +212,15 @@ def test_a_reset_is_a_failure_at_its_step(step: int) -> None:
     )
 
 
+@pytest.mark.parametrize("answer", [b"", b"SPAMD/1.0 76 Bad header line\r\n"])
+def test_a_server_that_does_not_hear_us_out_is_a_failure(answer: bytes) -> None:
+    async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await reset(reader, writer)
+
+    assert look(Spamd(), rude).verdict is Verdict.FAIL
+
+
 @pytest.mark.parametrize(
     ("answers", "step", "reason"),
     [
