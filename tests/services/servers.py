@@ -1,0 +1,117 @@
+"""Start real servers on loopback, in private directories, and stop them by pid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from checks import Option
+from checks._wire import converse
+from hactl.core.model import Result, Verdict
+
+HOST = "127.0.0.1"
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+PATIENCE = 20.0  # seconds to become ready, or to end
+
+
+def need(*programs: str) -> None:
+    """Skip the test that needs *programs*, if one is missing or cannot be used here."""
+    for program in programs:
+        if shutil.which(program, path=PATH) is None:
+            pytest.skip(f"no {program} here: run tests/services/install")
+    if os.geteuid() != 0:
+        pytest.skip(f"{programs[0]} needs root")
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind((HOST, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Server:
+    """A process with children; *check* is what tells that it is ready."""
+
+    def __init__(self, command: list[str], directory: Path, check: Option) -> None:
+        self.check = check
+        self._log = directory / "log"
+        with self._log.open("wb") as log:
+            self._popen = subprocess.Popen(
+                command,
+                env={**os.environ, "PATH": PATH},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.process = psutil.Process(self._popen.pid)
+        try:
+            self.await_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def log(self) -> str:
+        """Return what the server has printed."""
+        return self._log.read_text(errors="replace")
+
+    def look(self, check: Option, limit: float = PATIENCE) -> Result:
+        """Run *check* once."""
+        return asyncio.run(converse(HOST, check.port, check.talk(), limit))
+
+    def await_ready(self) -> None:
+        """Return as soon as the check passes."""
+        end = time.monotonic() + PATIENCE
+        while (result := self.look(self.check)).verdict is not Verdict.OK:
+            if time.monotonic() > end or self._popen.poll() is not None:
+                pytest.fail(f"{self._popen.args!r} is not ready: {result.reason}\n{self.log}")
+            time.sleep(0.05)
+
+    def children(self, *titles: str) -> list[psutil.Process]:
+        """Return the children whose command line has one of *titles*."""
+        found = [
+            child
+            for child in self.process.children(recursive=True)
+            if any(title in " ".join(child.cmdline()) for title in titles)
+        ]
+        assert found, f"no process called {titles}"
+        return found
+
+    @contextmanager
+    def frozen(self, processes: Iterable[psutil.Process]) -> Iterator[None]:
+        """Stop *processes* as a hang would; afterwards they go on and the server is ready."""
+        processes = list(processes)
+        try:
+            for process in processes:
+                process.suspend()
+                while process.status() != psutil.STATUS_STOPPED:
+                    time.sleep(0.001)
+            yield
+        finally:
+            for process in processes:
+                process.resume()
+        self.await_ready()
+
+    def stop(self) -> None:
+        """End the server and all its children."""
+        family = [self.process, *self.process.children(recursive=True)]
+        for process in family:
+            process.send_signal(signal.SIGCONT)
+        self._popen.terminate()
+        _, left = psutil.wait_procs(family[1:], timeout=PATIENCE)
+        for process in left:
+            process.kill()
+        self._popen.wait(PATIENCE)
