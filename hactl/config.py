@@ -83,7 +83,7 @@ class _Scalar(Struct, frozen=True, eq=False):
 
     noun: str
     example: str
-    form: Literal["text", "number", "any"]
+    form: Literal["text", "number", "boolean", "any"]
     read: Callable[[str], object]
     schema: Mapping[str, object]
 
@@ -111,6 +111,10 @@ def _text(text: str) -> str:
     if not text.isprintable():
         raise _RangeError("text without control characters")
     return text
+
+
+def _word(text: str) -> str:
+    return _matched(r"\S+")(_text(text))
 
 
 def _whole(text: str) -> int:
@@ -170,11 +174,11 @@ def _pattern(pattern: str) -> dict[str, object]:
 
 
 _ENTRY = r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,63}"  # a key in nodes, checks, services
-_WORD = _Scalar("a word", "", "text", _matched(r"\S+"), {"type": "string", "pattern": r"^\S+$"})
+_WORD = _Scalar("a word", "", "text", _word, {"type": "string", "pattern": r"^\S+$"})
 _ADDRESS = _Scalar("an IP address or a host name", "", "text", _address, {"type": "string"})
 _SCALARS: Mapping[object, _Scalar] = {
     str: _Scalar("text", "", "text", _text, {"type": "string"}),
-    bool: _Scalar("true or false", "", "any", _boolean, {"type": "boolean"}),
+    bool: _Scalar("true or false", "", "boolean", _boolean, {"type": "boolean"}),
     int: _Scalar("a whole number", "", "number", _whole, {"type": "integer"}),
     float: _Scalar("a number", "", "number", _decimal, {"type": "number"}),
     Duration: _Scalar(
@@ -706,7 +710,7 @@ class _Walker:
                 value = scalar.read(tree.text)
                 if scalar.form == "text" and tree.kind != "str":
                     hint = _quote(tree)
-                elif scalar.form == "number" and not tree.plain:
+                elif scalar.form in {"number", "boolean"} and not tree.plain:
                     hint = "; write it without quotes"
                 else:
                     return value

@@ -220,6 +220,10 @@ SCALARS = [
     ("type: smtp, hedge: 1s", "23: checks.x.hedge: unknown key"),
     ("type: smtp, at: mx0", '27: checks.x.at: no node "mx0"'),
     ("type: spamd, scan: 1", "30: checks.x.scan: expected true or false (got 1)"),
+    (
+        "type: spamd, scan: 'no'",
+        '30: checks.x.scan: expected true or false (got "no"); write it without quotes',
+    ),
     ("type: tcp", '10: checks.x: missing "port"'),
     ("port: 25", '10: checks.x: missing "type"; there are {types}'),
     ("type: smpt", '17: checks.x.type: no check type "smpt"; did you mean "smtp"?'),
@@ -349,6 +353,10 @@ def test_wrong_files(text: str, messages: list[str]) -> None:
             ["27: nodes.x.weight: expected a whole number from 1 to 1000 (got 0)"],
         ),
         ("{address: a, relayd: [b c]}", ['28: nodes.x.relayd: expected a word (got "b c")']),
+        (
+            r'{address: a, relayd: ["\x07"]}',
+            [r'28: nodes.x.relayd: expected text without control characters (got "\x07")'],
+        ),
         ("{address: [a, A]}", ["20: nodes.x.address: A is taken by nodes.x, line 3"]),
         ("{address: ['::1', '0::1']}", ["24: nodes.x.address: 0::1 is taken by nodes.x, line 3"]),
         ("a\n  y: a", ["4:6: nodes.y.address: a is taken by nodes.x, line 3"]),
