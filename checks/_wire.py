@@ -95,7 +95,9 @@ def quote(raw: bytes, limit: int = 80) -> str:
 
     Whatever a node sends gets into a reason through here and nowhere else.
     """
-    text = raw.rstrip(b"\r\n")[: limit + 1].decode("latin-1").translate(_UNSAFE)
+    text = raw.rstrip(b"\r\n")[: limit + 1].decode("latin-1")
+    if not (text.isascii() and text.isprintable()):
+        text = text.translate(_UNSAFE)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -33,8 +33,9 @@ def pytest_runtest_makereport(
     """Let a skip be a failure in CI: there a missing server is a hole in the tests."""
     report = yield
     if report.skipped and os.environ.get("CI") == "true":
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
-        report.longrepr = f"skipped, and CI=true allows none: {report.longreprtext}"
+        report.longrepr = f"{why} (CI=true: no skips)"
     return report
 
 
