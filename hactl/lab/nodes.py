@@ -12,7 +12,6 @@ import re
 import socket
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from enum import StrEnum
 
 GARBAGE = b"\x00\x1b]0;owned\x07\xff\xfe not what you expect\r\n"
@@ -48,10 +47,14 @@ class Node:
         }
 
     async def start(self) -> None:
-        """Listen; to be called in a running loop."""
+        """Listen; raise OSError, and listen nowhere, if an address cannot be had."""
         loop = asyncio.get_running_loop()
-        for service in self._services.values():
-            service.listen(loop)
+        try:
+            for service in self._services.values():
+                service.listen(loop)
+        except OSError:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         """End all sessions and stop listening."""
@@ -120,7 +123,7 @@ class _Service:
         elif self._listener is None and self.loop is not None:
             self.listen(self.loop)
         for session in tuple(self.sessions):
-            session.flush()
+            session.wake()
 
     def _accept(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         for _ in range(64):
@@ -189,7 +192,7 @@ class _Session:
         """Say *data* as the mood has it."""
         self._out += GARBAGE if data and self.service.mood is Mood.LIE else data
         if self.service.mood is Mood.SLOW and self._timer is None:
-            self._timer = self._loop.call_later(self.service.seconds, self._late)
+            self._timer = self._loop.call_later(self.service.seconds, self.wake)
         else:
             self.flush()
 
@@ -203,10 +206,15 @@ class _Session:
             self.close()
             return
         count = 1 if mood is Mood.DRIP else len(self._out)
-        with suppress(OSError):  # the client has gone: the next read tells
+        try:
             del self._out[: self._sock.send(self._out[:count])]
+        except BlockingIOError:
+            pass
+        except OSError:  # the client has gone
+            self.close()
+            return
         if self._out:
-            self._timer = self._loop.call_later(self.service.seconds, self._late)
+            self._timer = self._loop.call_later(self.service.seconds, self.wake)
         elif self._leaving:
             self.close()
 
@@ -218,8 +226,11 @@ class _Session:
         self.service.sessions.discard(self)
         self._sock.close()
 
-    def _late(self) -> None:
-        self._timer = None
+    def wake(self) -> None:
+        """Wait no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self.flush()
 
     def _read(self) -> None:

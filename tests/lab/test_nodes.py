@@ -104,10 +104,11 @@ def test_each_mood_of_spamd_has_its_reason(mood: Mood, reason: str) -> None:
     asyncio.run(main())
 
 
-def test_what_a_hung_service_owes_it_says_when_it_is_well_again() -> None:
+@pytest.mark.parametrize("mood", [Mood.HANG, Mood.SLOW, Mood.DRIP])
+def test_what_a_service_owes_it_says_when_it_is_well_again(mood: Mood) -> None:
     async def main() -> None:
         async with running() as node:
-            node.set("smtp", Mood.HANG)
+            node.set("smtp", mood, 30.0)
             looking = asyncio.create_task(look(node, "smtp", SMTP, 5.0))
             while not node.sessions["smtp"]:  # noqa: ASYNC110 - a count has no event
                 await asyncio.sleep(0)
@@ -174,9 +175,11 @@ def test_a_mood_set_before_the_start_holds_after_it_and_none_opens_a_stopped_nod
 def test_a_taken_port_is_an_error() -> None:
     async def main() -> None:
         async with running() as node:
-            twin = Node("mx1", {"smtp": node.where("smtp")})
+            twin = Node("mx1", {"imap": ("127.0.0.1", 0), "smtp": node.where("smtp")})
             with pytest.raises(OSError, match="in use"):
                 await twin.start()
+            result = await look(twin, "imap", Smtp(), 5.0)
+            assert result.reason == "connect: connection refused"
 
     asyncio.run(main())
 
