@@ -260,7 +260,7 @@ class _Lexer:
                 continue
             if char.char in ("'", '"'):
                 return self._quoted(char.char, place)
-            if char.char in _STARTS_WORD and char.char:
+            if char.char in _STARTS_WORD:
                 return self._word(char, place)
             if char.char == "\n":
                 return _Token(_Type.LINE, char.char, place)
@@ -288,7 +288,7 @@ class _Lexer:
     def _expand(self, dollar: _Char, place: Place) -> bool:
         """Push the value of the macro whose name follows.  Report one that is not defined."""
         name = ""
-        while (char := self._char()).char in _IN_MACRO and char.char:
+        while (char := self._char()).char in _IN_MACRO:
             name += char.char
         self.files[-1].back.append(char)
         if name not in self.macros:
@@ -319,7 +319,7 @@ class _Lexer:
 
     def _word(self, char: _Char, place: Place) -> _Token:
         text: list[str] = []
-        while char.char in _IN_WORD and char.char:
+        while char.char in _IN_WORD:
             text.append(char.char)
             char = self._char()
         self.files[-1].back.append(char)
@@ -388,7 +388,7 @@ class _Parser:
         self._timeouts: dict[Place, float] = {}
         self._tables = 0
         self._hosts = 0
-        self._services: dict[tuple[Kind, str], ConfService] = {}
+        self._services: list[ConfService] = []
         self._statements: dict[str, Callable[[], None]] = {
             "interval": self._read_interval,
             "timeout": self._read_timeout,
@@ -414,7 +414,7 @@ class _Parser:
             self._lexer.report(self._peek().place, "no redirect and no relay: nothing to do")
         if self._lexer.problems:
             raise ConfError(self._lexer.problems)
-        shown = sorted(self._services.values(), key=lambda service: service.kind is Kind.RELAY)
+        shown = sorted(self._services, key=lambda service: service.kind is Kind.RELAY)
         services = tuple(
             replace(service, tables=tuple(map(self._settled, service.tables))) for service in shown
         )
@@ -514,7 +514,8 @@ class _Parser:
         self._block(f"{kind} {name}", lambda: self._option(draft))
         if len(self._lexer.problems) > known:
             return
-        if (kind, name) in self._services:
+        before = [other.name for other in self._services if other.kind is kind]
+        if name in before:
             self._fail(place, f"{kind} {name} is defined twice")
         if not draft.listens:
             self._fail(place, f"{kind} {name} listens nowhere")
@@ -523,12 +524,11 @@ class _Parser:
         each = [tuple(draft.listens)]
         if kind is Kind.RELAY:  # a relay with several listeners becomes several relays
             each = [(listen,) for listen in draft.listens]
-        for n, listens in enumerate(each):
-            id = 1 + sum(other.kind is kind for other in self._services.values())
-            shown = f"{name}{id}:{listens[0].port}" if n else name
-            tables, target = tuple(draft.tables), draft.target
-            self._services[kind, shown] = ConfService(
-                kind, id, shown, listens, tables, draft.sticky, draft.disabled, target
+        tables, target = tuple(draft.tables), draft.target
+        for id, listens in enumerate(each, len(before) + 1):
+            shown = name if listens is each[0] else f"{name}{id}:{listens[0].port}"
+            self._services.append(
+                ConfService(kind, id, shown, listens, tables, draft.sticky, draft.disabled, target)
             )
 
     def _router(self) -> None:

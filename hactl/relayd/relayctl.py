@@ -34,7 +34,8 @@ STATUSES = {
     "redirect": re.compile(r"active( \(using backup table\))?|down|disabled"),
     "relay": re.compile(r"active|disabled"),
     "router": re.compile(r"active|disabled"),
-    "table": re.compile(r"active \([0-9]{1,9} hosts( up)?\)|empty|disabled"),  # "up" until 2008
+    # old releases write "hosts up"
+    "table": re.compile(r"active \([0-9]{1,9} hosts( up)?\)|empty|disabled"),
     "host": re.compile(r"up|down|unknown|disabled"),
 }
 _ID = re.compile(r"[0-9]{1,10}")

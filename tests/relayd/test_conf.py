@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hactl.core.model import Kind, Observation
@@ -378,6 +378,7 @@ def test_service_defined_twice_is_an_error_for_its_kind_alone() -> None:
         parse(f"table <t> {{ x }}\n{MINIMAL}{MINIMAL}", "relayd.conf")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_mutated_file_is_read_or_refused(data: st.DataObject) -> None:
     text = data.draw(st.sampled_from([SEED, WORDS])).read_text()
@@ -392,6 +393,7 @@ def test_mutated_file_is_read_or_refused(data: st.DataObject) -> None:
         parse(text, "/nonexistent/relayd.conf")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(ConfError):

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hactl.core.model import Host, HostStatus, Kind, Observation, Service, Table
@@ -212,6 +212,7 @@ def test_dump_cut_anywhere_inside_a_row_is_refused() -> None:
                 parse(text[:end], 0.0)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_mutated_dump_is_read_or_refused(data: st.DataObject) -> None:
     lines = data.draw(st.sampled_from(DUMPS)).stdout.splitlines(True)
