@@ -147,17 +147,16 @@ class Engine:
         return Probe(place.name, check, word if word in place.addresses else place.addresses[0])
 
     def _plan(self, probe: Probe, timing: Timing) -> None:
-        before = self._timings.get(probe)
+        """Queue the next look; what the queue has of earlier plans no longer counts."""
         self._timings[probe] = timing
-        if before is None or timing.next != before.next:
-            heapq.heappush(self._queue, (timing.next, probe))
+        heapq.heappush(self._queue, (timing.next, probe))
 
     def due(self, now: float) -> list[Probe]:
         """Return the probes to look at now, and note that their looks start."""
         for probe in self._witnesses(now):
             self._plan(probe, schedule.hastened(self._timings[probe], now))
         probes = []
-        while self._queue and self._queue[0][0] <= now + 1e-6:
+        while self._queue and self._queue[0][0] <= now + schedule.BLINK:
             moment, probe = heapq.heappop(self._queue)
             timing = self._timings.get(probe)
             if timing is None or timing.next != moment:
@@ -435,7 +434,10 @@ class Engine:
         if missing := self._missing(members, now):
             why = f"starting: no result yet of {missing}"
             chain = (Note("wait", why),)
-            return [Decision(s.member, Want.LEAVE, "wait", why, chain) for s in members]
+            return [
+                policy.overridden(s) or Decision(s.member, Want.LEAVE, "wait", why, chain)
+                for s in members
+            ]
         decisions = policy.decide(
             service, members, self.healths, self.fates, self.facts.interval, now
         )
@@ -486,12 +488,16 @@ class Engine:
         self._events.append(Event("decision", after.id, fields))
 
     def _eager(self, pairs: list[tuple[Standing, Decision, int | None]]) -> frozenset[str]:
-        """Name the services where nobody is up though an enabled member's newest look was ok."""
+        """Name the services that wait for relayd: an enabled member's newest look was ok, yet
+        nobody is up, or somebody is and pf does not have it (the redirect is still `down`).
+        """
+        assert self.observation is not None
+        empty = {s.name for s in self.observation.services if s.status == "down"}
         up = {s.member.service for s, _, _ in pairs if s.status is HostStatus.UP}
         return frozenset(
             s.member.service
             for s, d, _ in pairs
-            if s.member.service not in up
+            if (s.member.service in empty or s.member.service not in up)
             and d.want is Want.IN
             and s.enabled
             and policy.newest_ok(s, self.healths)

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from hactl import PROTOCOL
 from hactl.core.health import State
 from hactl.core.model import HostStatus, Note, Want
-from hactl.core.units import Duration
+from hactl.core.units import span
 
 if TYPE_CHECKING:
     from hactl.core.engine import Engine
-
-PROTOCOL = 1
 
 
 class Link(Struct, frozen=True):
@@ -303,17 +302,3 @@ def _change(probe: ProbeView) -> str | None:
     if probe.state == State.UNKNOWN:
         return f"up at its first success, down after {left} fails in a row"
     return None
-
-
-def span(seconds: float) -> str:
-    """Write a span as people read it: `4.2s`, `2m10s`, `1h02m`, `3d4h`."""
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return str(Duration(whole // 86400 * 86400)) + f"{whole % 86400 // 3600}h"

@@ -265,7 +265,7 @@ def decide(
     now: float,
 ) -> list[Decision]:
     """Say for every member what it should be; *interval* is relayd's, in seconds."""
-    decisions = {s.member: d for s in standings if (d := _overridden(s)) is not None}
+    decisions = {s.member: d for s in standings if (d := overridden(s)) is not None}
     views = [
         view(standing, order, healths, fates)
         for order, standing in enumerate(standings)
@@ -310,7 +310,7 @@ def decide(
     return [decisions[s.member] for s in standings]
 
 
-def _overridden(standing: Standing) -> Decision | None:
+def overridden(standing: Standing) -> Decision | None:
     """Decide what no check can change: hosts we cannot switch, foreign ones, maintenance."""
     member, override = standing.member, standing.override
     if standing.fixed:

@@ -15,6 +15,7 @@ from hactl.core.health import Health
 from hactl.core.model import Probe, Rule
 
 SLOT = 0.1  # seconds
+BLINK = 1e-6  # seconds; clocks and sums of slots are floats
 
 
 class Timing(Struct, frozen=True):
@@ -44,8 +45,8 @@ def first(probe: Probe, index: int, rule: Rule, now: float) -> Timing:
 def started(timing: Timing, rule: Rule, now: float) -> Timing:
     """Note that a look starts; plans missed because of our own lag are skipped, never made up."""
     due = timing.due
-    if due <= now:
-        due += rule.interval * (1 + (now - due) // rule.interval)
+    if due <= now + BLINK:
+        due += rule.interval * (1 + max(0.0, now + BLINK - due) // rule.interval)
     return Timing(due, due, now, busy=True)
 
 

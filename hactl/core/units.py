@@ -108,3 +108,17 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self.path)
+
+
+def span(seconds: float) -> str:
+    """Write a span for a table: `4.2s`, `42s`, `2m10s`, `1h02m`, `3d4h`."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600}h"
