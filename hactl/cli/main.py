@@ -1,0 +1,230 @@
+"""hactl: what operators type.  Each command imports what it needs when it is run."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+import hactl
+from hactl.cli import ask as ask_
+from hactl.cli.show import safe
+
+OK, NO, WRONG = 0, 1, 2
+CONFIG = "/etc/hactl.yaml"
+
+_socket = click.option("-s", "--socket", metavar="SOCKET", help="hactld's control socket.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print the data as JSON.")
+_file = click.option(
+    "-f", "--file", default=CONFIG, metavar="FILE", show_default=True, help="The hactl.yaml."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(hactl.__version__, message="hactl %(version)s")
+def main() -> None:
+    """Ask and tell hactld, which steers relayd's tables.
+
+    NAME is a NODE, a SERVICE or SERVICE/NODE everywhere.  Exit codes: 0 all is as wanted, or the
+    thing is done; 1 the answer is no; 2 wrong usage; 3 hactld or relayd cannot be asked.
+    """
+
+
+def _done(reply: ask_.Reply) -> None:
+    """Print what hactld says and end as it says."""
+    if reply.text:
+        for line in reply.text.splitlines():
+            click.echo(safe(line), err=reply.code != OK)
+    if reply.code != OK:
+        sys.exit(reply.code)
+
+
+@main.command()
+@click.argument("name", required=False)
+@_json
+@_socket
+def status(name: str | None, as_json: bool, socket: str | None) -> None:
+    """Show each service's members: what relayd shows, what they should be, and why."""
+    from hactl.cli.status import Status
+
+    reply = ask_.ask(ask_.path(socket), "status")
+    if reply.code:
+        _done(reply)
+    view = Status(reply.data, name)
+    if as_json:
+        click.echo(json.dumps(view.data, ensure_ascii=True, indent=1))
+    else:
+        click.echo("\n".join(view.lines()))
+    sys.exit(view.code)
+
+
+@main.command()
+@click.argument("name")
+@_json
+@_socket
+def explain(name: str, as_json: bool, socket: str | None) -> None:
+    """Tell why NAME is in or out: results, waits, overrides, and what would change it."""
+    import msgspec
+
+    from hactl.cli.status import Status
+    from hactl.core.explain import Snapshot
+    from hactl.core.explain import explain as told
+
+    reply = ask_.ask(ask_.path(socket), "status")
+    if reply.code:
+        _done(reply)
+    view = Status(reply.data, name)
+    lines = told(msgspec.convert(reply.data, Snapshot), name)
+    if not lines:
+        click.echo(f"hactl: {safe(view.stranger(name))}", err=True)
+        sys.exit(NO)
+    if as_json:
+        click.echo(json.dumps(view.data, ensure_ascii=True, indent=1))
+    else:
+        click.echo("\n".join(safe(line) for line in lines))
+    if view.blind:
+        click.echo(f"hactl: {safe(view.blind)}", err=True)
+        sys.exit(ask_.UNASKABLE)
+
+
+@main.command()
+@click.argument("node")
+@click.argument("check", required=False)
+@click.option("--nagios", is_flag=True, help="One line and exit codes as monitoring plugins have.")
+@_json
+@_socket
+def check(node: str, check: str | None, nagios: bool, as_json: bool, socket: str | None) -> None:
+    """Look at NODE now, with CHECK or all it has; the looks do not count in its health."""
+    from hactl.cli.status import looks, nagios_line
+
+    words = [node] if check is None else [node, check]
+    reply = ask_.ask(ask_.path(socket), "check", *words, timeout=90)
+    if nagios:
+        line, code = nagios_line(reply)
+        click.echo(safe(line))
+        sys.exit(code)
+    if reply.code:
+        _done(reply)
+    if as_json:
+        click.echo(json.dumps(reply.data, ensure_ascii=True, indent=1))
+    else:
+        click.echo("\n".join(looks(reply.data)))
+    verdicts = {found["result"]["verdict"] for found in reply.data}
+    sys.exit(OK if verdicts <= {"ok", "warn"} else NO)
+
+
+def _overrider(kind: str, about: str) -> None:
+    """Make the command that sets an override of *kind*."""
+
+    @main.command(kind, help=about)
+    @click.argument("name")
+    @click.option("--for", "span", metavar="SPAN", default="", help="End by itself, as 30m or 2h.")
+    @click.option("--reason", default="", help="Why; shown in status.")
+    @click.option("--yes", is_flag=True, help="Do it even if that leaves a service empty.")
+    @_socket
+    def command(name: str, span: str, reason: str, yes: bool, socket: str | None) -> None:
+        options = {"for": span, "reason": reason, "who": _who(), "yes": "yes" if yes else ""}
+        where = ask_.path(socket)
+        reply = ask_.ask(where, kind, name, options=options)
+        if reply.code == NO and "--yes" in reply.text and sys.stdin.isatty():
+            click.echo(safe(reply.text), err=True)
+            if not click.confirm("Do it all the same?"):
+                sys.exit(NO)
+            reply = ask_.ask(where, kind, name, options=options | {"yes": "yes"})
+        _done(reply)
+
+
+_overrider("drain", "Take NAME out of service gently: it still serves when nobody else can.")
+_overrider("maint", "Take NAME out of service whatever happens.")
+
+
+def _who() -> str:
+    """Return the person behind the command, not the account that doas or sudo gave them."""
+    for name in ("DOAS_USER", "SUDO_USER"):
+        if os.environ.get(name):
+            return os.environ[name]
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+@main.command()
+@click.argument("name")
+@_socket
+def resume(name: str, socket: str | None) -> None:
+    """End the drain or maint of NAME."""
+    _done(ask_.ask(ask_.path(socket), "resume", name))
+
+
+@main.command()
+@_socket
+def reload(socket: str | None) -> None:
+    """Make hactld load hactl.yaml and relayd.conf again; a bad file changes nothing."""
+    _done(ask_.ask(ask_.path(socket), "reload"))
+
+
+@main.group()
+def config() -> None:
+    """Show the configuration, or what it may be."""
+
+
+@config.command("show")
+@_file
+def config_show(file: str) -> None:
+    """Print hactl.yaml with every default filled in."""
+    from hactl import config as config_
+
+    try:
+        click.echo(config_.show(config_.load(Path(file))), nl=False)
+    except config_.ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(NO)
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of hactl.yaml, for editors."""
+    from hactl import config as config_
+
+    click.echo(json.dumps(config_.schema(), indent=1))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--keep", metavar="DIR", help="Keep configuration and logs in DIR.")
+def demo(as_json: bool, keep: str | None) -> None:
+    """Watch hactl steer an emulated relayd, beside a twin that has only check tcp."""
+    from hactl.lab.demo import run
+
+    sys.exit(run(as_json=as_json, keep=Path(keep) if keep else None))
+
+
+@main.group()
+def lab() -> None:
+    """Run the parts of a mail cluster that tests and demo are made of."""
+
+
+@lab.command("relayd")
+@click.option("-f", "--file", required=True, metavar="FILE", help="The relayd.conf.")
+@click.option("--dir", "directory", required=True, metavar="DIR", help="For socket and programs.")
+@click.option("-D", "macros", multiple=True, metavar="NAME=VALUE", help="Define a macro.")
+def lab_relayd(file: str, directory: str, macros: tuple[str, ...]) -> None:
+    """Emulate relayd in the foreground: check hosts, forward TCP, answer relayctl in DIR."""
+    import asyncio
+
+    from hactl.lab.relayd import serve
+    from hactl.relayd.conf import ConfError
+
+    pairs = [macro.partition("=") for macro in macros]
+    if bad := [macro for macro, pair in zip(macros, pairs, strict=True) if not pair[1]]:
+        raise click.BadParameter(f"expected NAME=VALUE (got {bad[0]!r})")
+    try:
+        asyncio.run(serve(Path(file), Path(directory), {name: value for name, _, value in pairs}))
+    except (ConfError, OSError) as error:
+        click.echo(str(error), err=True)
+        sys.exit(NO)

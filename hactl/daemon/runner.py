@@ -1,0 +1,105 @@
+"""runner: looks at nodes when the engine says so, and knows when hactld itself was late."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Callable, Mapping
+
+from checks._wire import Conversation, Wire
+from hactl.config import Check
+from hactl.core.model import Checked, Probe, Result, unknown
+from hactl.core.schedule import SLOT, own_lag
+
+RESERVE = 64  # descriptors kept for relayctl, the store and operators
+MOST = 4096  # conversations at a time
+
+
+class Runner:
+    """Starts looks in slots and measures its own lag in each of them.
+
+    *due* is asked in every slot, with its time, for the probes to look at; *feed* gets the results.
+    """
+
+    def __init__(
+        self, due: Callable[[float], list[Probe]], feed: Callable[[Checked], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._due = due
+        self._feed = feed
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        cap = MOST if soft == resource.RLIM_INFINITY else max(8, min(MOST, soft - RESERVE))
+        self._wire = Wire(self._loop, cap=cap, excuse=self._excuse)
+        self._checks: Mapping[str, Check] = {}
+        self._addresses: dict[str, str] = {}
+        self._slot = self._next_slot()
+        self._lagged = float("-inf")
+        self._timer = self._loop.call_at(self._slot, self._tick)
+        self.counts = {"looks": 0, "unknown": 0, "own_lag": 0, "cap": cap}
+        self.worst_lag = 0.0
+
+    def configure(self, checks: Mapping[str, Check]) -> None:
+        """Run these checks from now on."""
+        self._checks = checks
+
+    async def resolve(self, names: set[str]) -> list[str]:
+        """Look up the nodes' host names, once for each configuration; return what failed."""
+        failed = []
+        self._addresses = {}
+        for name in sorted(names):
+            try:
+                found = await asyncio.wait_for(self._loop.getaddrinfo(name, None), 5)
+                self._addresses[name] = str(found[0][4][0])
+            except (OSError, TimeoutError) as error:
+                failed.append(f"{name}: cannot be resolved: {error or 'no answer in 5s'}")
+        return failed
+
+    def look(self, probe: Probe, done: Callable[[Checked], None]) -> Conversation:
+        """Look once at *probe*; *done* gets the result."""
+        check = self._checks[probe.check]
+        address = self._addresses.get(probe.address, probe.address)
+
+        def finished(result: Result, began: float, ended: float) -> None:
+            done(Checked(probe, began, ended, result))
+
+        return self._wire.start(
+            address, check.option.port, check.option.talk(), check.timeout, finished
+        )
+
+    def stop(self) -> None:
+        """End all looks without a word."""
+        self._timer.cancel()
+        self._wire.close()
+
+    def hurry(self) -> None:
+        """Start what is due between two slots: witness looks cannot wait."""
+        self._start(self._loop.time())
+
+    def _next_slot(self) -> float:
+        return (self._loop.time() // SLOT + 1) * SLOT
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        late = own_lag(self._slot, now)
+        if late is not None:
+            self._lagged = now
+            self.counts["own_lag"] += 1
+            self.worst_lag = max(self.worst_lag, late)
+        self._start(self._slot if late is None else now)
+        self._slot = self._next_slot()
+        self._timer = self._loop.call_at(self._slot, self._tick)
+
+    def _start(self, now: float) -> None:
+        for probe in self._due(now):
+            self.counts["looks"] += 1
+            if probe.check in self._checks:
+                self.look(probe, self._feed)
+            else:
+                self._feed(Checked(probe, now, now, unknown("its check is not configured")))
+
+    def _excuse(self, began: float) -> str | None:
+        """Say why silence since *began* proves nothing: we were not listening all the time."""
+        late = own_lag(self._slot, self._loop.time())
+        if late is not None or self._lagged >= began:
+            return f"hactld itself was late by {late or self.worst_lag:.1f}s"
+        return None

@@ -1,0 +1,174 @@
+"""store: what must survive a restart: overrides, ownership and the decision counter.
+
+SQLite in WAL mode with one writer thread; nothing in the decision path waits for it but a
+removal's intent, and that only for a moment.  A store that fails costs memory over restarts, never
+a failover: what could not be written is counted and shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from hactl.core.model import Member, Override, Owned
+
+VERSION = 1
+BLOCK = 1024  # decision ids reserved at once, so that a kill never makes one appear twice
+BACKLOG = 10_000  # writes that may wait
+
+_TABLES = """
+create table if not exists meta (name text primary key, value integer not null) strict;
+create table if not exists overrides (target text primary key, kind text not null,
+    who text not null, reason text not null, since real not null, until real) strict;
+create table if not exists owned (service text, place integer, host text,
+    decision integer not null, cause text not null, primary key (service, place, host)) strict;
+"""
+
+Job = Callable[[sqlite3.Connection], object]
+
+
+class StoreError(Exception):
+    """The store cannot be used; the text says what and where."""
+
+
+class Stored(Struct, frozen=True):
+    """What was read at the start; *counter* is above every decision id ever given."""
+
+    overrides: tuple[Override, ...] = ()
+    owned: dict[Member, Owned] = {}
+    counter: int = 0
+
+
+class Store:
+    """One file, one writer thread.  *problem* says what last went wrong, "" if nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._jobs: queue.Queue[tuple[Job, Callable[[], None]] | None] = queue.Queue(BACKLOG)
+        self._ready: queue.Queue[Stored | StoreError] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="store", daemon=True)
+        self.problem = ""
+
+    def open(self) -> Stored:
+        """Read what was stored.  Raise StoreError; the store then drops what it is given."""
+        self._thread.start()
+        found = self._ready.get()
+        if isinstance(found, StoreError):
+            self.problem = str(found)
+            raise found
+        return found
+
+    def close(self) -> None:
+        """Write what waits, for a second at most."""
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join(1.0)
+
+    def own(self, member: Member, owned: Owned | None) -> asyncio.Future[None]:
+        """Write that a disable is ours, or (None) no more; the future ends when it is on disk."""
+        if owned is None:
+            return self._put(
+                lambda db: db.execute(
+                    "delete from owned where service = ? and place = ? and host = ?", member
+                )
+            )
+        row = (*member, owned.decision, owned.cause)
+        return self._put(lambda db: db.execute("replace into owned values (?, ?, ?, ?, ?)", row))
+
+    def override(self, target: str, override: Override | None) -> asyncio.Future[None]:
+        """Write an operator's word, or (None) that it has ended."""
+        if override is None:
+            return self._put(
+                lambda db: db.execute("delete from overrides where target = ?", (target,))
+            )
+        o = override
+        row = (o.target, o.kind, o.who, o.reason, o.since, o.until)
+        return self._put(
+            lambda db: db.execute("replace into overrides values (?, ?, ?, ?, ?, ?)", row)
+        )
+
+    def reserve(self, counter: int) -> None:
+        """Write that decision ids up to *counter* and a block more may have been given."""
+        self._put(
+            lambda db: db.execute("replace into meta values ('counter', ?)", (counter + BLOCK,))
+        )
+
+    def _put(self, job: Job) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[None] = loop.create_future()
+
+        def done() -> None:
+            loop.call_soon_threadsafe(_end, written)
+
+        if not self._thread.is_alive():
+            return written  # never ends; whoever waits does so for a moment only
+        try:
+            self._jobs.put_nowait((job, done))
+        except queue.Full:
+            self.problem = f"{self._path}: {BACKLOG} writes wait already"
+        return written
+
+    def _work(self) -> None:
+        """Run in the writer thread: open, then write whatever comes."""
+        try:
+            db = sqlite3.connect(self._path, isolation_level=None)
+        except sqlite3.Error as error:
+            self._ready.put(StoreError(f"{self._path}: {error}"))
+            return
+        try:
+            self._ready.put(_read(db, self._path))
+        except (sqlite3.Error, StoreError, ValueError, TypeError) as error:
+            db.close()
+            where = "" if isinstance(error, StoreError) else f"{self._path}: "
+            self._ready.put(StoreError(f"{where}{error}"))
+            return
+        while (item := self._jobs.get()) is not None:
+            job, done = item
+            try:
+                job(db)
+                self.problem = ""
+            except sqlite3.Error as error:
+                self.problem = f"{self._path}: {error}"
+                continue
+            try:
+                done()
+            except RuntimeError:
+                break  # the loop is closed: hactld has ended
+        db.close()
+
+
+def _end(written: asyncio.Future[None]) -> None:
+    if not written.done():  # whoever waited may have given up
+        written.set_result(None)
+
+
+def _read(db: sqlite3.Connection, path: Path) -> Stored:
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = full")
+    db.execute("begin immediate")
+    db.executescript(_TABLES)
+    meta = dict(db.execute("select name, value from meta"))
+    version = meta.get("version", VERSION)
+    if version != VERSION:
+        raise StoreError(f"{path}: version {version}, and this hactld writes version {VERSION}")
+    counter = meta.get("counter", 0)
+    db.executemany(
+        "replace into meta values (?, ?)", [("version", VERSION), ("counter", counter + BLOCK)]
+    )
+    overrides = tuple(
+        Override(*row)
+        for row in db.execute("select target, kind, who, reason, since, until from overrides")
+    )
+    owned = {
+        Member(service, place, host): Owned(decision, cause)
+        for service, place, host, decision, cause in db.execute(
+            "select service, place, host, decision, cause from owned"
+        )
+    }
+    return Stored(overrides, owned, counter)
