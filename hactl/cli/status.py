@@ -113,8 +113,8 @@ def _row(m: Any) -> tuple[str, ...]:
     state = m["relayd"]
     if m["role"] == "backup" and state == "up":
         state = "ready"
-    if m["mark"]:
-        state = m["mark"] + "!"
+    if m["mark"]:  # forced; relayd's own word stays while it says something else
+        state = m["mark"] + "!" if state == "disabled" else f"{state}, {m['mark']}!"
     want = m["would"] or m["want"]
     if (
         (m["relayd"] == "disabled") == (m["want"] == "in")

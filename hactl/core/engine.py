@@ -441,14 +441,15 @@ class Engine:
         decisions = policy.decide(
             service, members, self.healths, self.fates, self.facts.interval, now
         )
-        if self.releasing and service.release:
-            return [
-                replace(d, want=Want.IN, cause="exit", reason="hactld ends: on_exit release")
-                if s.owned and s.owned.cause == "check"
-                else d
-                for s, d in zip(members, decisions, strict=True)
-            ]
+        if self.releasing:
+            return [self._parting(service, s, d) for s, d in zip(members, decisions, strict=True)]
         return decisions
+
+    def _parting(self, service: ServicePlan, standing: Standing, decision: Decision) -> Decision:
+        """Decide a member for the last time: give back what checks took, if that is wanted."""
+        if service.release and standing.owned and standing.owned.cause == "check":
+            return replace(decision, want=Want.IN, cause="exit", reason="on_exit: release")
+        return replace(decision, want=Want.LEAVE, cause="exit", reason="hactld ends")
 
     def _missing(self, members: list[Standing], now: float) -> str:
         """Name a required probe without a first result, until a detection bound has passed."""

@@ -320,6 +320,9 @@ def overridden(standing: Standing) -> Decision | None:
         return _fixed(member, Want.LEAVE, "foreign", text)
     if override is not None and override.kind == "maint":
         return _fixed(member, Want.OUT, "maint", words(override))
+    if standing.status is None:
+        text = "relayd hides it: its table or service is disabled, or gone"
+        return _fixed(member, Want.LEAVE, "hidden", text)
     if standing.node is None:
         text = f"no node of hactl.yaml has the name or address {member.host}"
         return _fixed(member, Want.LEAVE, "stranger", text)

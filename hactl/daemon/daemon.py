@@ -187,6 +187,7 @@ class Daemon:
                 break
             self._engine.observed(observation, self._loop.time())
             actions = self._engine.actions(self._loop.time())
+            self._report()  # the decision before its action
             if not actions or actions[0].words() in tried:
                 break  # what was done and has not shown gets another try in the next cycle
             if actions[0].verb is not Verb.POLL:
