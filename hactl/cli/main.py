@@ -12,7 +12,7 @@ import click
 
 import hactl
 from hactl.cli import ask as ask_
-from hactl.cli.show import safe
+from hactl.show import safe
 
 OK, NO, WRONG = 0, 1, 2
 CONFIG = "/etc/hactl.yaml"

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from hactl.cli.ask import UNASKABLE, Reply
-from hactl.cli.show import paint, safe, table
 from hactl.core.units import span
+from hactl.show import paint, safe, table
 
 HEAD = ("SERVICE", "TABLE", "NODE", "STATE", "FOR", "WANT", "CHECKS", "REASON")
 NAGIOS = {"ok": 0, "warn": 1, "fail": 2, "unknown": 3}

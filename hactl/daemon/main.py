@@ -98,3 +98,7 @@ def _log(*, foreground: bool, verbose: bool) -> None:
     logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.raiseExceptions = False  # a full disk or a gone terminal stops nothing
+
+
+if __name__ == "__main__":
+    main()

@@ -92,7 +92,11 @@ class Watched(World):
             what()
 
     def disable_by_hand(self, word: str) -> None:
-        """An operator runs `relayctl host disable`; hactl sees it before anything else happens."""
+        """An operator runs `relayctl host disable`; hactl saw the host before, and sees this.
+
+        (One who does it between a reload and hactl's next look cannot be told from hactl.)
+        """
+        self.act()
         for key, host in self.hosts.items():
             if host.word == word and not host.disabled:
                 host.disabled, host.status, host.in_pf = True, HostStatus.UNKNOWN, False

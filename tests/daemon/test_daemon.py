@@ -1,0 +1,253 @@
+"""hactld as a process: what it does with real nodes and a relayctl that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from hactl.lab.nodes import Mood
+from tests.daemon.farm import Farm
+
+Scene = Callable[[Farm], Awaitable[None]]
+
+
+def play(directory: Path, scene: Scene) -> None:
+    """Run *scene* with a farm on a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.11.4", 0))
+        port = probe.getsockname()[1]
+
+    async def run() -> None:
+        async with Farm.make(directory, port) as farm:
+            await farm.until(farm.settled)
+            await scene(farm)
+
+    asyncio.run(run())
+
+
+def test_a_node_that_never_greets_is_disabled_and_comes_back(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        farm.nodes["mx0"].set("smtp", Mood.HANG)
+        await farm.until(lambda: farm.disabled() == {"1"})
+        farm.nodes["mx0"].set("smtp", Mood.WELL)
+        await farm.until(lambda: farm.disabled() == set())
+        assert farm.switches() == ["host disable 1", "host enable 1"]
+
+    play(tmp_path, scene)
+
+
+def test_kill_9_and_restart_move_nothing(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        farm.nodes["mx0"].set("smtp", Mood.HANG)
+        await farm.until(lambda: farm.disabled() == {"1"})
+        await farm.ask("drain", "mx1", who="test", reason="upgrade")
+        await farm.stop(kill=True)
+        await farm.start()
+
+        async def decided() -> bool:
+            members = (await farm.status())["services"][0]["members"]
+            return [m["want"] for m in members] == ["out", "in"]
+
+        await farm.until(decided)
+        assert farm.switches() == ["host disable 1"]
+        overrides = (await farm.status())["overrides"]
+        assert [(o["target"], o["who"], o["reason"]) for o in overrides] == [
+            ("mx1", "test", "upgrade")
+        ]
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("hang", "no answer"),
+        ("garbage", "relayctl: show summary"),
+        ("half", "relayctl: show summary"),
+        ("gone", "Connection refused"),
+        ("denied", "Permission denied"),
+    ],
+)
+def test_a_relayctl_that_cannot_be_believed_moves_nothing_and_status_says_so(
+    tmp_path: Path, mode: str, says: str
+) -> None:
+    async def scene(farm: Farm) -> None:
+        farm.misbehave(mode)
+        farm.nodes["mx0"].set("smtp", Mood.HANG)
+
+        async def seen() -> bool:
+            data = await farm.status()
+            down = any(p["state"] == "down" for p in data["probes"])
+            return down and says in data["relayd"] and says in data["alerts"][0]
+
+        await farm.until(seen)
+        assert farm.switches() == []
+        farm.misbehave("no")
+        await farm.until(lambda: farm.switches() == ["host disable 1"])
+
+    play(tmp_path, scene)
+
+
+def test_a_missing_relayctl_is_said_and_found_again(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        relayctl = farm.directory / "relayctl"
+        relayctl.rename(farm.directory / "elsewhere")
+
+        async def missed() -> bool:
+            return "No such file" in (await farm.status())["relayd"]
+
+        await farm.until(missed)
+        (farm.directory / "elsewhere").rename(relayctl)
+        await farm.until(farm.settled)
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("mode", ["refuse", "stuck"])
+def test_a_switch_that_fails_is_tried_once_a_cycle_and_shown(tmp_path: Path, mode: str) -> None:
+    async def scene(farm: Farm) -> None:
+        farm.misbehave(mode)
+        farm.nodes["mx0"].set("smtp", Mood.HANG)
+
+        async def shown() -> bool:
+            alerts = (await farm.status())["alerts"]
+            return any("host disable 1" in alert for alert in alerts)
+
+        await farm.until(shown)
+        await farm.until(lambda: len(farm.switches()) >= 2)
+        shows = [n for n, call in enumerate(farm.calls()) if call.startswith("host")]
+        assert all(b - a > 1 for a, b in pairwise(shows)), "no show between"
+        farm.misbehave("no")
+        await farm.until(lambda: farm.disabled() == {"1"})
+
+        async def calm() -> bool:
+            return not (await farm.status())["alerts"]
+
+        await farm.until(calm)
+
+    play(tmp_path, scene)
+
+
+def test_a_bad_new_file_is_refused_and_the_old_one_kept(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        path = farm.directory / "hactl.yaml"
+        good = path.read_text()
+        path.write_text(good.replace("type: smtp", "type: smpt"))
+        answer = await farm.ask("reload")
+        assert answer["code"] == 1
+        assert 'did you mean "smtp"' in answer["text"]
+        assert farm.process is not None
+        farm.process.send_signal(signal.SIGHUP)
+        await farm.until(lambda: farm.log().count("is refused, the old one is kept") == 2)
+        before = {p["node"]: p["for_seconds"] for p in (await farm.status())["probes"]}
+        path.write_text(good.replace("grace: 1s", "grace: 2s"))
+        assert (await farm.ask("reload"))["code"] == 0
+        after = {p["node"]: p["for_seconds"] for p in (await farm.status())["probes"]}
+        assert all(after[node] >= before[node] for node in before), "health was forgotten"
+
+    play(tmp_path, scene)
+
+
+def test_check_looks_now_and_shows_each_step(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        answer = await farm.ask("check", "mx0")
+        (look,) = answer["data"]
+        assert look["probe"][:2] == ["mx0", "smtp"]
+        assert look["result"]["verdict"] == "ok"
+        assert [step for step, _ in look["result"]["steps"]] == ["greeting", "ehlo"]
+        assert (await farm.ask("check", "mx0", "nfs"))["code"] == 1
+        assert "it has: smtp" in (await farm.ask("check", "mx0", "nfs"))["text"]
+        assert (await farm.ask("check", "mx9"))["code"] == 1
+
+    play(tmp_path, scene)
+
+
+def test_overrides_act_ask_and_end(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        assert (await farm.ask("drain", "mx0", who="me", **{"for": "1h"}))["code"] == 0
+        await farm.until(lambda: farm.disabled() == {"1"})
+        assert (await farm.ask("drain", "mx7"))["code"] == 1
+        assert (await farm.ask("drain", "mx1", **{"for": "soon"}))["code"] == 2
+        emptying = await farm.ask("maint", "mx-smtp")
+        assert (emptying["code"], "--yes" in emptying["text"]) == (1, True)
+        assert farm.disabled() == {"1"}
+        assert (await farm.ask("resume", "mx1"))["code"] == 1
+        assert (await farm.ask("resume", "mx0"))["code"] == 0
+        await farm.until(lambda: farm.disabled() == set())
+
+    play(tmp_path, scene)
+
+
+def test_what_is_sent_to_the_socket_breaks_nothing(tmp_path: Path) -> None:
+    async def send(farm: Farm, data: bytes) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(farm.socket)
+        writer.write(data)
+        try:
+            return await asyncio.wait_for(reader.readline(), 5)
+        finally:
+            writer.close()
+
+    async def scene(farm: Farm) -> None:
+        for data in (
+            b"\n",
+            b"status\n",
+            b"[]\n",
+            b"\xff\xfe\x00\n",
+            b'{"verb": 7}\n',
+            b'{"verb": "status", "words": "mx0"}\n',
+            b'{"verb": "reboot"}\n',
+            b'{"verb": "drain", "words": []}\n',
+            b"[" * 60000 + b"\n",
+            b"x" * 200_000 + b"\n",
+        ):
+            answer = json.loads(await send(farm, data))
+            assert answer["code"] == 2, data[:40]
+            assert answer["text"]
+        strange = json.loads(await send(farm, b'{"verb": "status", "protocol": 7}\n'))
+        assert strange["text"] == "hactl speaks protocol 7, this hactld 1"
+        many = [await asyncio.open_unix_connection(farm.socket) for _ in range(70)]
+        for _, writer in many:
+            writer.close()
+        await farm.until(farm.answers)
+
+    play(tmp_path, scene)
+
+
+def test_the_socket_has_its_mode_and_goes_with_hactld(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        assert farm.socket.stat().st_mode & 0o7777 == 0o660
+        assert await farm.stop() == 0
+        assert not farm.socket.exists()
+
+    play(tmp_path, scene)
+
+
+def test_a_second_hactld_is_refused(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        first, farm.process = farm.process, None
+        with pytest.raises(AssertionError):
+            await asyncio.wait_for(second(farm), 5)
+        assert "another hactld runs" in farm.log()
+        farm.process = first
+        assert await farm.answers()
+
+    async def second(farm: Farm) -> None:
+        farm.socket.rename(farm.directory / "kept")
+        try:
+            await farm.start()
+        finally:
+            (farm.directory / "kept").rename(farm.socket)
+
+    async def limited(farm: Farm) -> None:
+        until = farm.until
+        farm.until = lambda what, limit=1.0: until(what, limit)  # type: ignore[method-assign]
+        await scene(farm)
+
+    play(tmp_path, limited)
