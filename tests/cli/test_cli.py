@@ -21,9 +21,14 @@ from tests.daemon.test_daemon import play
 
 HACTL = "from hactl.cli.main import main; main()"
 # As another user, who may not be able to read the interpreter's other files any more.
-NOBODY = (
-    "import os, sys; from hactl.cli.ask import ask; os.setuid(65534); ask(sys.argv[1], 'status')"
-)
+NOBODY = """
+import os, sys
+from hactl.cli.ask import ask
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+ask(sys.argv[1], "status")
+"""
 
 
 class Ran(NamedTuple):
