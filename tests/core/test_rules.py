@@ -191,7 +191,14 @@ def test_rule_4_foreign_and_maint_are_never_outvoted_and_drain_by_the_floor_alon
         override = world.engine.standings[action.member].override
         if override is not None:
             assert override.kind == "drain", f"maint is outvoted: {action}"
+            service, standings = action.member.service, world.engine.standings
+            enough = {  # the floor is one member in all of these worlds
+                m
+                for m in world.passing(service)
+                if standings[m].status is HostStatus.UP and standings[m].override is None
+            }
             assert world.cause(action) == "floor", f"drain is outvoted: {action}"
+            assert not enough, f"drain is outvoted though {enough} serve: {action}"
 
     def maintained() -> None:
         for key, host in world.hosts.items():
