@@ -46,11 +46,20 @@ Handle = Callable[[Request], Awaitable[Answer]]
 class Control:
     """Serves requests on a Unix socket with *handle*."""
 
-    def __init__(self, path: Path, group: str | None, mode: int, handle: Handle) -> None:
+    def __init__(
+        self,
+        path: Path,
+        group: str | None,
+        mode: int,
+        handle: Handle,
+        *,
+        patience: float = PATIENCE,
+    ) -> None:
         self._path = path
         self._group = group
         self._mode = mode
         self._handle = handle
+        self._patience = patience
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
@@ -102,7 +111,7 @@ class Control:
             else:
                 answer = await self._answer(line)
             writer.write(msgspec.json.encode(answer) + b"\n")
-            await asyncio.wait_for(writer.drain(), PATIENCE)
+            await asyncio.wait_for(writer.drain(), self._patience)
             if not line:
                 return
 

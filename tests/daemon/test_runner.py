@@ -1,0 +1,79 @@
+"""The runner: looks in slots, and knows when hactld itself was late."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from checks.smtp import Smtp
+from hactl.config import Check
+from hactl.core.model import Checked, Probe, Verdict
+from hactl.core.units import Duration
+from hactl.daemon.runner import Runner
+from hactl.lab.nodes import Mood, Node
+
+PROBE = Probe("mx0", "smtp", "127.0.11.6")
+
+
+Seen = asyncio.Queue[Checked]
+
+
+def play(scene: Callable[[Runner, Node, Seen], Awaitable[None]]) -> None:
+    """Run *scene* with a runner that looks once at a node, in its first slot."""
+
+    async def run() -> None:
+        node = Node("mx0", {"smtp": ("127.0.11.6", 0)})
+        await node.start()
+        probes, seen = [PROBE], Seen()
+        runner = Runner(lambda now: [probes.pop()] if probes else [], seen.put_nowait)
+        option = Smtp(port=node.where("smtp")[1])
+        second = Duration(1)
+        runner.configure({"smtp": Check(option, second, Duration(0.15), Duration(0.2))})
+        try:
+            await scene(runner, node, seen)
+        finally:
+            runner.stop()
+            await node.stop()
+
+    asyncio.run(run())
+
+
+async def greeted(node: Node) -> None:
+    """Wait until the look has reached the node."""
+    for _ in range(500):
+        if node.sessions:
+            return
+        await asyncio.sleep(0.01)
+
+
+def test_silence_is_the_nodes_fault_while_we_are_in_time() -> None:
+    async def scene(runner: Runner, node: Node, seen: Seen) -> None:
+        node.set("smtp", Mood.HANG)
+        result = (await asyncio.wait_for(seen.get(), 5)).result
+        assert (result.verdict, result.step) == (Verdict.FAIL, "greeting")
+
+    play(scene)
+
+
+def test_silence_proves_nothing_when_we_were_late_ourselves() -> None:
+    async def scene(runner: Runner, node: Node, seen: Seen) -> None:
+        node.set("smtp", Mood.HANG)
+        await asyncio.wait_for(greeted(node), 5)
+        time.sleep(0.4)  # noqa: ASYNC251 - hactld is stopped, as a busy machine would stop it
+        result = (await asyncio.wait_for(seen.get(), 5)).result
+        assert result.verdict is Verdict.UNKNOWN
+        assert "hactld itself was late" in result.reason
+        await asyncio.sleep(0)
+        assert runner.counts["own_lag"] >= 1
+
+    play(scene)
+
+
+def test_a_name_is_resolved_once_and_one_that_cannot_be_is_said() -> None:
+    async def scene(runner: Runner, node: Node, seen: Seen) -> None:
+        assert await runner.resolve({"localhost"}) == []
+        (failed,) = await runner.resolve({"no.such.host.invalid"})
+        assert failed.startswith("no.such.host.invalid: cannot be resolved")
+
+    play(scene)
