@@ -176,6 +176,7 @@ class Model:
         self.services: list[Service] = []
         self.tables: dict[int, Table] = {}
         self.hosts: dict[int, Host] = {}
+        self.loads = 0  # configurations so far
         self._variant = variant
         self._log = log
         self._transit = transit
@@ -201,6 +202,7 @@ class Model:
             return
         self._interval = conf.interval
         begun = self._round_at
+        self.loads += 1
         self._forget()
         self._build(conf, addresses)
         for service in self._redirects():
@@ -433,6 +435,21 @@ class Model:
         if group and table.demoted is bool(table.count):
             table.demoted = not table.count
             self.demotions[group] = self.demotions.get(group, 0) + (1 if table.demoted else -1)
+
+    def targets(self, service: Service) -> list[tuple[str, int]]:
+        """Where a relay sends its next session: it uses a host as soon as it is up.
+
+        The first table with a host; without a check every host that is not disabled counts.
+        """
+        for table in service.tables:
+            hosts = [
+                (host.address, table.conf.port)
+                for host in table.hosts
+                if host.up is State.UP or not (table.conf.check or table.off or host.disabled)
+            ]
+            if hosts:
+                return hosts
+        return [] if service.conf.target is None else [service.conf.target]
 
     # Switching
 

@@ -42,7 +42,7 @@ def play(scene: Callable[[Runner, Node, Seen], Awaitable[None]]) -> None:
 async def greeted(node: Node) -> None:
     """Wait until the look has reached the node."""
     for _ in range(500):
-        if node.sessions:
+        if node.sessions["smtp"]:
             return
         await asyncio.sleep(0.01)
 
