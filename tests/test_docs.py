@@ -36,7 +36,7 @@ def items(text: str, macro: str) -> dict[str, str]:
 
 
 def sections(page: Path) -> dict[str, str]:
-    """Return the text of each section and subsection by its title, `` what is before them."""
+    """Return the text of each section and subsection by its title."""
     parts = re.split(r"^\.S[hs] (.*)\n", page.read_text(), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
