@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from hactl import PROTOCOL
 
 DEFAULT = "/var/run/hactl/hactl.sock"
 LIMIT = 64 << 20  # bytes of an answer
 UNASKABLE = 3  # exit code: hactld or relayd cannot be asked
+
+
+class AskError(Exception):
+    """hactld cannot be asked; the text says why, and what would help."""
 
 
 class Reply(NamedTuple):
@@ -34,9 +37,9 @@ def ask(
     verb: str,
     *words: str,
     options: Mapping[str, str] | None = None,
-    timeout: float = 30,
+    timeout: float = 90,
 ) -> Reply:
-    """Ask hactld.  End the program with exit code 3, and why, if it cannot be asked."""
+    """Ask hactld.  Raise AskError."""
     request = {"protocol": PROTOCOL, "verb": verb, "words": words, "options": options or {}}
     try:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -44,21 +47,15 @@ def ask(
             connection.connect(where)
             connection.sendall(json.dumps(request).encode() + b"\n")
             answer = _line(connection)
-    except TimeoutError:
-        unaskable(f"hactld does not answer on {where} in {timeout:g}s")
-    except PermissionError:
-        unaskable(f"{where}: permission denied; members of its group may ask (see control: group)")
-    except (FileNotFoundError, ConnectionRefusedError):
-        unaskable(f"hactld does not run, or not with {where} (-s SOCKET names another)")
     except OSError as error:
-        unaskable(f"{where}: {error.strerror or error}")
+        raise AskError(_why(error, where, timeout)) from error
     try:
         found = json.loads(answer)
         protocol, reply = found["protocol"], Reply(found["code"], found["text"], found["data"])
-    except (ValueError, KeyError, TypeError):
-        unaskable(f"{where}: what answered is not hactld")
+    except (ValueError, KeyError, TypeError) as error:
+        raise AskError(f"{where}: what answered is not hactld") from error
     if protocol != PROTOCOL:
-        unaskable(f"hactld speaks protocol {protocol}, this hactl {PROTOCOL}")
+        raise AskError(f"hactld speaks protocol {protocol}, this hactl {PROTOCOL}")
     return reply
 
 
@@ -74,7 +71,14 @@ def _line(connection: socket.socket) -> bytes:
     return b"".join(chunks)
 
 
-def unaskable(why: str) -> NoReturn:
-    """End with exit code 3 and say why."""
-    print(f"hactl: {why}", file=sys.stderr)
-    sys.exit(UNASKABLE)
+def _why(error: OSError, where: str, timeout: float) -> str:
+    """Say why there was no answer, and what would help."""
+    match error:
+        case TimeoutError():
+            return f"hactld does not answer on {where} in {timeout:g}s"
+        case PermissionError():
+            return f"{where}: permission denied; members of its group may ask (control: group)"
+        case FileNotFoundError() | ConnectionRefusedError():
+            return f"hactld does not run, or not with {where} (-s SOCKET names another)"
+        case _:
+            return f"{where}: {error.strerror or error}"

@@ -34,6 +34,15 @@ def main() -> None:
     """
 
 
+def _ask(socket: str | None, verb: str, *words: str, **options: str) -> ask_.Reply:
+    """Ask hactld; end with exit code 3, and why, if it cannot be asked."""
+    try:
+        return ask_.ask(ask_.path(socket), verb, *words, options=options)
+    except ask_.AskError as error:
+        click.echo(f"hactl: {safe(str(error))}", err=True)
+        sys.exit(ask_.UNASKABLE)
+
+
 def _done(reply: ask_.Reply) -> None:
     """Print what hactld says and end as it says."""
     if reply.text:
@@ -51,7 +60,7 @@ def status(name: str | None, as_json: bool, socket: str | None) -> None:
     """Show each service's members: what relayd shows, what they should be, and why."""
     from hactl.cli.status import Status
 
-    reply = ask_.ask(ask_.path(socket), "status")
+    reply = _ask(socket, "status")
     if reply.code:
         _done(reply)
     view = Status(reply.data, name)
@@ -74,7 +83,7 @@ def explain(name: str, as_json: bool, socket: str | None) -> None:
     from hactl.core.explain import Snapshot
     from hactl.core.explain import explain as told
 
-    reply = ask_.ask(ask_.path(socket), "status")
+    reply = _ask(socket, "status")
     if reply.code:
         _done(reply)
     view = Status(reply.data, name)
@@ -102,11 +111,14 @@ def check(node: str, check: str | None, nagios: bool, as_json: bool, socket: str
     from hactl.cli.status import looks, nagios_line
 
     words = [node] if check is None else [node, check]
-    reply = ask_.ask(ask_.path(socket), "check", *words, timeout=90)
     if nagios:
-        line, code = nagios_line(reply)
+        try:
+            line, code = nagios_line(ask_.ask(ask_.path(socket), "check", *words))
+        except ask_.AskError as error:
+            line, code = f"UNKNOWN: {error}", 3
         click.echo(safe(line))
         sys.exit(code)
+    reply = _ask(socket, "check", *words)
     if reply.code:
         _done(reply)
     if as_json:
@@ -128,13 +140,12 @@ def _overrider(kind: str, about: str) -> None:
     @_socket
     def command(name: str, span: str, reason: str, yes: bool, socket: str | None) -> None:
         options = {"for": span, "reason": reason, "who": _who(), "yes": "yes" if yes else ""}
-        where = ask_.path(socket)
-        reply = ask_.ask(where, kind, name, options=options)
+        reply = _ask(socket, kind, name, **options)
         if reply.code == NO and "--yes" in reply.text and sys.stdin.isatty():
             click.echo(safe(reply.text), err=True)
             if not click.confirm("Do it all the same?"):
                 sys.exit(NO)
-            reply = ask_.ask(where, kind, name, options=options | {"yes": "yes"})
+            reply = _ask(socket, kind, name, **(options | {"yes": "yes"}))
         _done(reply)
 
 
@@ -158,14 +169,14 @@ def _who() -> str:
 @_socket
 def resume(name: str, socket: str | None) -> None:
     """End the drain or maint of NAME."""
-    _done(ask_.ask(ask_.path(socket), "resume", name))
+    _done(_ask(socket, "resume", name))
 
 
 @main.command()
 @_socket
 def reload(socket: str | None) -> None:
     """Make hactld load hactl.yaml and relayd.conf again; a bad file changes nothing."""
-    _done(ask_.ask(ask_.path(socket), "reload"))
+    _done(_ask(socket, "reload"))
 
 
 @main.group()

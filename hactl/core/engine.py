@@ -208,12 +208,21 @@ class Engine:
             f.waits and check == probe.check for check, f in self.fates.items()
         )
 
+    def watched(self) -> set[Probe]:
+        """Return the probes that no member's removal depends on."""
+        return self.healths.keys() - {p for s in self.standings.values() for p in s.probes}
+
     def _say_state(self, checked: Checked, before: Health, after: Health) -> None:
+        """Tell a transition; of a probe that is only watched, people must hear."""
         rule = self.plan.rules[checked.probe.check]
         row = rule.fall if after.state is State.DOWN else rule.rise
+        if before.state is State.UNKNOWN and after.state is State.UP:
+            row = 1
+        alert = after.state is State.DOWN and checked.probe in self.watched()
         self._events.append(
             Event(
                 "state",
+                level="error" if alert else "info",
                 fields=(
                     ("node", checked.probe.node),
                     ("check", checked.probe.check),

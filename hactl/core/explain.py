@@ -192,7 +192,8 @@ def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
             (decision.reason if decision else "") or _why(engine, standing.probes),
             tuple(_link(note, now) for note in chain),
             f"would: {want}" if differs and not acts else "",
-            (healthy and passing == len(standing.probes)) or (bool(forced) and not differs),
+            (healthy and passing == len(standing.probes))
+            or (forced in ("drain", "maint") and not differs),
             tuple(f"{p.node}/{p.check}@{p.address}" for p in standing.probes),
         )
 
@@ -239,6 +240,9 @@ def _alerts(engine: Engine, now: float) -> Iterable[str]:
     for name in engine.plan.services:
         if engine.observation is not None and name not in shown:
             yield f"service {name}: relayd shows no redirect or relay of that name"
+    for probe in sorted(engine.watched()):
+        if engine.healths[probe].state is State.DOWN:
+            yield f"{probe} is down: {engine.healths[probe].reason}"
     for member, decision in engine.decisions.items():
         if decision.cause in ("foreign", "stranger", "fixed"):
             yield f"{member}: {decision.reason}"

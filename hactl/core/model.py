@@ -131,13 +131,17 @@ class Observation(Struct, frozen=True):
 
 
 class Rule(Struct, frozen=True):
-    """How a check is run and judged; seconds.  *fast* 0: confirm at the normal interval."""
+    """How a check is run and judged; seconds.  *fast* 0: confirm at the normal interval.
+
+    *what* stands for all else that the check is; when it changes, what was seen is forgotten.
+    """
 
     interval: float = 2.0
     timeout: float = 1.0
     fast: float = 0.2
     fall: int = 3
     rise: int = 3
+    what: str = ""
 
 
 class ServicePlan(Struct, frozen=True):

@@ -249,8 +249,10 @@ def hopeful(standing: Standing, interval: float, now: float) -> bool:
 
 
 def minimum(service: ServicePlan, standings: Iterable[Standing]) -> int:
-    """Return the weight that must go on serving; 1 in a service with a backup table."""
-    members = list(standings)
+    """Return the weight that must go on serving: of those who may serve at all, that is, whom
+    neither an override nor a foreign hand keeps out.  1 in a service with a backup table.
+    """
+    members = [s for s in standings if overridden(s) is None]
     if any(s.member.table for s in members):
         return 1
     return max(service.least, int(service.share * sum(s.weight for s in members) + 1e-9))
@@ -271,7 +273,7 @@ def decide(
         for order, standing in enumerate(standings)
         if standing.member not in decisions
     ]
-    floor = minimum(service, (s for s in standings if decisions.get(s.member) is None))
+    floor = minimum(service, standings)
     bystanders = sum(  # members that we cannot switch, but that do serve
         s.weight
         for s in standings

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,9 +71,13 @@ class Daemon:
 
     # Life
 
-    async def run(self) -> None:
-        """Run until told to stop.  Raise OSError or LookupError if the control socket cannot be."""
+    async def run(self, started: Callable[[], None]) -> None:
+        """Run until told to stop; *started* is called once nothing can keep hactld from running.
+
+        Raise OSError or LookupError if the control socket cannot be made.
+        """
         await self._control.start()
+        started()
         for number, handler in (
             (signal.SIGTERM, self._stop),
             (signal.SIGINT, self._stop),

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import syslog
+from collections.abc import Callable
 from pathlib import Path
 
 from hactl import config as config_
@@ -54,28 +55,44 @@ def _run(path: Path, config: Config, *, foreground: bool, verbose: bool) -> int:
     except BlockingIOError:
         print(f"hactld: another hactld runs with {config.state_dir}", file=sys.stderr)
         return 1
-    if not foreground:
-        _daemonize()
+    started = _daemonize() if not foreground else _nothing
     _log(foreground=foreground, verbose=verbose)
 
     async def serve() -> None:
-        await Daemon(path, config).run()
+        await Daemon(path, config).run(started)
 
     asyncio.run(serve())
     return 0
 
 
-def _daemonize() -> None:
-    """Leave the terminal: fork, new session, fork again; standard files become /dev/null."""
+def _nothing() -> None:
+    """Have nobody to tell: whoever started us sees for himself."""
+
+
+def _daemonize() -> Callable[[], None]:
+    """Leave the terminal: fork, new session, fork again.
+
+    The first process stays until the last one calls what is returned here, which also lets go of
+    the terminal, or has ended: so whoever started hactld sees its last words and its exit code.
+    """
+    waiting, told = os.pipe()
     if os.fork():
-        os._exit(0)
+        os.close(told)
+        os._exit(0 if os.read(waiting, 1) else 1)
+    os.close(waiting)
     os.setsid()
     if os.fork():
         os._exit(0)
     os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(null, standard)
+
+    def started() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in range(3):
+            os.dup2(null, standard)
+        os.write(told, b".")
+        os.close(told)
+
+    return started
 
 
 class _Syslog(logging.Handler):

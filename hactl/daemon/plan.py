@@ -40,7 +40,14 @@ def _canonical(address: str) -> str:
 
 
 def _rule(check: Check) -> Rule:
-    return Rule(check.interval, check.timeout, check.fast_interval, check.fall, check.rise)
+    return Rule(
+        check.interval,
+        check.timeout,
+        check.fast_interval,
+        check.fall,
+        check.rise,
+        what=f"{check.option} at {check.at}",
+    )
 
 
 def _service(name: str, service: Service) -> ServicePlan:

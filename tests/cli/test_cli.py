@@ -23,11 +23,14 @@ HACTL = "from hactl.cli.main import main; main()"
 # As another user, who may not be able to read the interpreter's other files any more.
 NOBODY = """
 import os, sys
-from hactl.cli.ask import ask
+from hactl.cli.ask import AskError, ask
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
-ask(sys.argv[1], "status")
+try:
+    ask(sys.argv[1], "status")
+except AskError as error:
+    sys.exit(f"{error}")
 """
 
 
@@ -124,7 +127,7 @@ def test_a_day_of_an_operator(tmp_path: Path) -> None:
                 if parent.is_relative_to("/tmp/"):
                     parent.chmod(0o755)
             denied = await hactl(str(farm.socket), program=NOBODY)
-            assert (denied.code, "permission denied" in denied.err) == (3, True)
+            assert (denied.code, "permission denied" in denied.err) == (1, True)
 
     play(tmp_path, scene)
 
@@ -136,6 +139,11 @@ def test_without_hactld_every_command_says_so(tmp_path: Path, words: tuple[str, 
     ran = asyncio.run(hactl(*words, HACTL_SOCKET=str(tmp_path / "none.sock")))
     assert (ran.code, ran.out) == (3, "")
     assert ran.err.startswith("hactl: hactld does not run")
+
+
+def test_a_plugin_without_hactld_is_unknown_on_standard_output(tmp_path: Path) -> None:
+    ran = asyncio.run(hactl("check", "mx0", "--nagios", "-s", str(tmp_path / "none")))
+    assert (ran.code, ran.out[:8], ran.err) == (3, "UNKNOWN:", "")
 
 
 @pytest.mark.parametrize("answer", [b"", b"hello\n", b"{}\n", b"[1]\n", b'{"protocol": 9}\n'])

@@ -161,6 +161,29 @@ def test_the_floor_keeps_a_share_of_the_weight() -> None:
     assert len(disabled(world)) == 7  # 30 % of ten stay, be they well or not
 
 
+def test_members_in_maintenance_do_not_raise_the_floor_for_the_rest() -> None:
+    ten = {"mx": (tuple("ABCDEFGHIJ"),)}
+    world = World(ten).run(20)
+    for word in "CDEFGHIJ":
+        world.engine.override(Override(word, "maint", "root", "", 0.0))
+    world.run(20)
+    world.say = failing("A")
+    world.run(30)
+    assert ("mx", "A") in disabled(world)
+    assert world.serving("mx") == {"B"}
+
+
+def test_a_watched_check_alerts_and_moves_nobody() -> None:
+    plans = {"mx": ServicePlan("mx", ("smtp",), watch=("cert",))}
+    world = World(PAIR, checks=("smtp", "cert"), plans=plans)
+    world.say = failing("A", after=30, check="cert")
+    world.run(60)
+    assert world.switches() == []
+    assert causes(world) == ["state"]
+    snap = snapshot(world.engine, world.now, "0", (), {})
+    assert snap.alerts == ("A/cert is down: connection refused",)
+
+
 def test_drain_waits_for_the_floor_and_maint_does_not() -> None:
     world = World(PAIR, say=failing("A", after=30)).run(60)
     world.engine.override(Override("B", "drain", "root", "upgrade", 0.0))

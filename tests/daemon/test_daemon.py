@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
+import struct
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
@@ -151,6 +155,10 @@ def test_a_bad_new_file_is_refused_and_the_old_one_kept(tmp_path: Path) -> None:
         assert (await farm.ask("reload"))["code"] == 0
         after = {p["node"]: p["for_seconds"] for p in (await farm.status())["probes"]}
         assert all(after[node] >= before[node] for node in before), "health was forgotten"
+        path.write_text(good.replace("type: smtp", "type: smtp, depth: greeting"))
+        assert (await farm.ask("reload"))["code"] == 0
+        probes = (await farm.status())["probes"]
+        assert all(p["for_seconds"] < before[p["node"]] for p in probes), "another check now"
 
     play(tmp_path, scene)
 
@@ -227,6 +235,28 @@ def test_the_socket_has_its_mode_and_goes_with_hactld(tmp_path: Path) -> None:
         assert not farm.socket.exists()
 
     play(tmp_path, scene)
+
+
+def test_it_leaves_the_terminal_and_says_first_what_keeps_it_from_running(tmp_path: Path) -> None:
+    path = tmp_path / "hactl.yaml"
+    text = f"mode: observe\nrun_dir: {tmp_path}/run\nstate_dir: {tmp_path}/state\n"
+    run = (sys.executable, "-m", "hactl.daemon.main", "-f", str(path))
+    path.write_text(text + "control: {group: no-such-group}\n")
+    failed = subprocess.run(run, capture_output=True, text=True, timeout=20, check=False)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "no-such-group" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    path.write_text(text)
+    ran = subprocess.run(run, capture_output=True, text=True, timeout=20, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.settimeout(5)
+        asked.connect(str(tmp_path / "run" / "hactl.sock"))
+        credentials = asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid = struct.unpack("3i", credentials)[0]
+        assert os.getsid(pid) != os.getsid(0)
+        os.kill(pid, signal.SIGTERM)
+        assert asked.recv(1) == b""
 
 
 def test_a_second_hactld_is_refused(tmp_path: Path) -> None:
