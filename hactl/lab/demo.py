@@ -390,7 +390,7 @@ async def reload(stage: Stage) -> None:
     """relayd is reloaded while mx0 is drained, and forgets the drain: it is repaired."""
     async with stage.act("relayd is reloaded and forgets that mx0 is drained") as act:
         await stage.hactld.ask("drain", "mx0", who="demo", reason="kernel upgrade")
-        drained = await stage.until(lambda: stage.out("mx0"), 3)
+        drained = await stage.until(lambda: stage.disabled() == ["mx0", "mx0"], 3)
         for relayd in stage.relayds.values():
             await relayd.reload()
         began = time.monotonic()
