@@ -281,14 +281,14 @@ class Daemon:
             case "check", (node, *names):
                 return await self._check(node, names)
             case ("drain" | "maint") as kind, (target,):
-                return self._override(kind, target, request.options)
+                return await self._override(kind, target, request.options)
             case "resume", (target,):
-                return self._resume(target)
+                return await self._resume(target)
             case _:
                 words = " ".join((request.verb, *request.words))
                 return Answer(2, f"hactld knows no request {words!r}")
 
-    def _override(self, kind: str, target: str, options: dict[str, str]) -> Answer:
+    async def _override(self, kind: str, target: str, options: dict[str, str]) -> Answer:
         if (wrong := self._stranger(target)) is not None:
             return wrong
         now = time.time()
@@ -309,22 +309,30 @@ class Daemon:
                 1, f"this would leave {', '.join(empty)} without a member; say --yes to do it"
             )
         self._engine.override(override)
-        self._store.override(target, override)
+        kept = await self._kept(self._store.override(target, override))
         log.info(
             "override %s target=%s who=%s reason=%s", kind, *map(_value, (target, who, reason))
         )
         self._wake.set()
-        return Answer(0, f"{target}: {kind}" + (f" for {options['for']}" if until else ""))
+        return Answer(0, f"{target}: {kind}" + (f" for {options['for']}" if until else "") + kept)
 
-    def _resume(self, target: str) -> Answer:
+    async def _kept(self, written: asyncio.Future[None]) -> str:
+        """Wait until an operator's word is on disk; say so if it is not, for it holds all the same."""
+        try:
+            await asyncio.wait_for(written, INTENT)
+        except TimeoutError:
+            return "; it is not on disk and may be forgotten at a restart"
+        return ""
+
+    async def _resume(self, target: str) -> Answer:
         if not self._engine.resume(target):
             others = [o.target for o in self._engine.overrides.values()]
             hint = f"; there is one on {', '.join(others)}" if others else ""
             return Answer(1, f"{target}: no override to end{hint}")
-        self._store.override(target, None)
+        kept = await self._kept(self._store.override(target, None))
         log.info("override resume target=%s", _value(target))
         self._wake.set()
-        return Answer(0, f"{target}: resumed")
+        return Answer(0, f"{target}: resumed{kept}")
 
     def _stranger(self, target: str) -> Answer | None:
         """Answer that *target* is nothing we know, and what would have been."""

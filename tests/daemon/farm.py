@@ -35,7 +35,7 @@ half*summary) full | head -n 4; exit 0 ;;
 gone*) echo 'relayctl: connect: /var/run/relayd.sock: Connection refused' >&2; exit 1 ;;
 denied*) echo 'relayctl: connect: /var/run/relayd.sock: Permission denied' >&2; exit 1 ;;
 *summary) full ;;
-refuse*host*) echo 'command failed'; exit 1 ;;
+"refuse host "* | refuse-2*" 2") echo 'command failed'; exit 1 ;;
 stuck*host*) exec sleep 60 ;;
 *"host disable "*) : > "$dir/disabled.$3"; echo 'command succeeded' ;;
 *"host enable "*) rm -f "$dir/disabled.$3"; echo 'command succeeded' ;;

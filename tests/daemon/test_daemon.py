@@ -139,6 +139,28 @@ def test_a_switch_that_fails_is_tried_once_a_cycle_and_shown(tmp_path: Path, mod
     play(tmp_path, scene)
 
 
+def test_a_failure_after_the_first_of_two_actions_leaves_the_second_to_the_next_cycle(
+    tmp_path: Path,
+) -> None:
+    async def scene(farm: Farm) -> None:
+        farm.misbehave("refuse-2")
+        assert (await farm.ask("maint", "mx-smtp", yes="yes"))["code"] == 0
+
+        async def shown() -> bool:
+            return any(
+                "host disable 2: command failed" in a for a in (await farm.status())["alerts"]
+            )
+
+        await farm.until(shown)
+        assert farm.disabled() == {"1"}
+        assert farm.switches()[:2] == ["host disable 1", "host disable 2"]
+        farm.misbehave("no")
+        await farm.until(lambda: farm.disabled() == {"1", "2"})
+        assert farm.switches().count("host disable 1") == 1
+
+    play(tmp_path, scene)
+
+
 def test_a_bad_new_file_is_refused_and_the_old_one_kept(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         path = farm.directory / "hactl.yaml"
