@@ -244,13 +244,13 @@ class Stage:
 
     # What is shown
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, colour: str = "") -> None:
         """Print a line, above the live table if there is one."""
         if self.quiet:
             return
         self.wipe()
         stamp = f"{time.monotonic() - self.started:6.1f}s"
-        print(f"{stamp}  {safe(text)}", flush=True)
+        print(f"{stamp}  {paint(safe(text), colour)}", flush=True)
 
     def wipe(self) -> None:
         """Take the live table from the terminal."""
@@ -303,7 +303,7 @@ class Stage:
         """Play an act: count what is lost from its first second to its last."""
         act = Act(len(self.acts) + 1, title)
         self.acts.append(act)
-        self.say(paint(f"act {act.number}: {title}", "bold"))
+        self.say(f"act {act.number}: {title}", "bold")
         before = {name: (c.done, c.lost) for name, c in self.clients.items()}
         switches = self.changes()
         yield act
@@ -316,7 +316,7 @@ class Stage:
         """Note a problem unless something is as it should be."""
         if not so:
             act.problems.append(otherwise)
-            self.say(f"  not as it should be: {otherwise}")
+            self.say(f"  not as it should be: {otherwise}", "red")
 
 
 def _side(name: str) -> str:
@@ -498,6 +498,9 @@ async def play(directory: Path, *, quiet: bool) -> Stage:
         Hactld(directory),
         started=time.monotonic(),
     )
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with contextlib.AsyncExitStack() as stack:
         for node in stage.nodes.values():
             await node.start()
@@ -539,7 +542,7 @@ def run(*, as_json: bool, keep: Path | None) -> int:
     except DemoError as error:
         print(f"hactl: demo: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         print("hactl: demo: interrupted", file=sys.stderr)
         return 1
     else:
