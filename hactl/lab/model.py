@@ -257,6 +257,8 @@ class Model:
         self.tables.clear()
         self.hosts.clear()
         self._pending.clear()
+        self._scripts.clear()
+        self._load = None
 
     # Rounds of checks
 

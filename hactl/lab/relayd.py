@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hactl.core.model import Kind
 from hactl.lab.model import Check, Model, Pf, Reply, Service
@@ -102,6 +103,7 @@ class Emulator:
         self._tick = tick
         self._log = log
         self._loads = 0
+        self._read = RelaydConf(10.0, 0.2, (), None, ())
         self._timer: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._awake = asyncio.Event()
@@ -115,7 +117,7 @@ class Emulator:
         self._rdr: dict[tuple[str, Listen], _Listener] = {}
         self._relays: list[_Listener] = []
         self._sessions: dict[_Session, bool] = {}  # and whether it is a relay's
-        self._held: list[tuple[str, socket_t]] = []
+        self._held: list[tuple[str, socket_t, str]] = []
         self._turns: Counter[str] = Counter()
         self._sources: dict[tuple[str, str], str] = {}
 
@@ -139,7 +141,9 @@ class Emulator:
 
     async def boot(self) -> None:
         """Start relayd, again if need be, on the pf that the last one left."""
-        conf = read(self._conf, self._macros)
+        if self._parent is not None:
+            await asyncio.wait([self._parent])
+        self._read = conf = read(self._conf, self._macros)
         addresses = _addresses(conf)
         for service in conf.services:
             for listen in service.listens:
@@ -161,7 +165,7 @@ class Emulator:
         for listener in self._rdr.values():
             listener.close()
         self._rdr.clear()
-        for _, client in self._held:
+        for _, client, _ in self._held:
             client.close()
         self._held.clear()
         for session in list(self._sessions):
@@ -174,9 +178,13 @@ class Emulator:
             await asyncio.wait([self._parent])
         await asyncio.sleep(0)  # transports close in the next turn of the loop
 
-    async def reload(self) -> None:
+    def hup(self) -> None:
         """Read the file again, as SIGHUP does."""
         self._reload(self._conf)
+
+    async def reload(self) -> None:
+        """Read the file again."""
+        self.hup()
 
     def kill(self, reason: str = "pfe: killed") -> None:
         """End relayd with nobody left to clean pf, unless *reason* blames another process."""
@@ -192,8 +200,8 @@ class Emulator:
         """Answer again."""
         self._awake.set()
 
-    async def until(self, condition: Callable[[], bool], limit: float = 5.0) -> None:
-        """Wait until *condition* holds.  Raise TimeoutError after *limit* seconds."""
+    async def until(self, condition: Callable[[], bool], limit: float | None = 5.0) -> None:
+        """Wait until *condition* holds.  Raise TimeoutError after *limit* seconds, if any."""
         async with asyncio.timeout(limit):
             while not condition():
                 self._changed.clear()
@@ -246,6 +254,7 @@ class Emulator:
             return
         clean = self.model.crashed is None
         self.model = None
+        self._loads = 0
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -267,9 +276,10 @@ class Emulator:
         try:
             conf = read(path, self._macros)
             addresses = _addresses(conf)
+            self._read = conf
         except ConfError as error:
             self._log(str(error))
-            conf, addresses = RelaydConf(10.0, 0.2, (), None, ()), {}
+            conf, addresses = replace(self._read, services=()), {}
         self.model.load(conf, self._now(), addresses)
         self._settle()
 
@@ -335,28 +345,26 @@ class Emulator:
                 continue
             self._rdr[key] = _Listener(sock, partial(self._redirect, name))
         held, self._held = self._held, []
-        for name, client in held:
+        for name, client, source in held:
             if name in self.pf.rules:
-                self._redirect(name, client, again=True)
+                self._redirect(name, client, source, again=True)
             else:
                 _reset(client)
 
-    def _redirect(self, name: str, client: socket_t, again: bool = False) -> None:
+    def _redirect(self, name: str, client: socket_t, source: str, again: bool = False) -> None:
         """Send a new connection to an address in pf's table; a sticky client stays with its own."""
         rule, addresses = self.pf.rules[name], self.pf.tables.get(name, ())
         if not addresses:
             self.counts.dropped += not again
             if len(self._held) < HELD:
-                self._held.append((name, client))
+                self._held.append((name, client, source))
             else:
                 client.close()
             return
-        source = (name, client.getpeername()[0]) if rule.sticky else None
-        address = self._sources.get(source, "") if source else ""
-        if address not in addresses:
+        address = self._sources.get((name, source), "")
+        if not rule.sticky or address not in addresses:
             address = addresses[self._turn(name) % len(addresses)]
-        if source:
-            self._sources[source] = address
+            self._sources[name, source] = address
         self._forward(name, client, (address, rule.port), relay=False)
 
     def _follow_relays(self, model: Model) -> None:
@@ -380,7 +388,7 @@ class Emulator:
             if relay:
                 session.close()
 
-    def _relay(self, service: Service, client: socket_t) -> None:
+    def _relay(self, service: Service, client: socket_t, source: str) -> None:
         targets = self.model.targets(service) if self.model is not None else []
         if not targets:
             self.counts.closed += 1
@@ -420,7 +428,7 @@ class Emulator:
                 return
             reply = self._command(words)
             if reply.wants == ("monitor",):
-                await self.until(lambda: self.model is None, limit=86400.0)
+                await self.until(lambda: self.model is None, limit=None)
             elif reply.wants != ("stop",):
                 self._answer(writer, words, reply)
                 await writer.drain()
@@ -634,20 +642,20 @@ def _send(sock: socket_t, data: bytes | memoryview) -> int:
 
 
 class _Listener:
-    """Hands each new connection to *accepted* until it is closed."""
+    """Hands each new connection with its client's address to *accepted* until it is closed."""
 
-    def __init__(self, sock: socket_t, accepted: Callable[[socket_t], None]) -> None:
+    def __init__(self, sock: socket_t, accepted: Callable[[socket_t, str], None]) -> None:
         self._sock = sock
         self._accepted = accepted
         asyncio.get_running_loop().add_reader(sock, self._readable)
 
     def _readable(self) -> None:
         try:
-            client, _ = self._sock.accept()
+            client, source = self._sock.accept()
         except OSError:  # gone again, or out of descriptors: the next turn asks again
             return
         client.setblocking(False)
-        self._accepted(client)
+        self._accepted(client, source[0])
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._sock)
@@ -761,15 +769,17 @@ async def serve(conf: Path, directory: Path, macros: Mapping[str, str] = {}) -> 
 
     emulator = Emulator(conf, directory, macros, log=log)
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
+    told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, told.set)
     await emulator.start()
-    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(emulator.reload()))
-    gone = loop.create_task(emulator.until(lambda: emulator.model is None, limit=float("inf")))
-    told = loop.create_task(ended.wait())
-    await asyncio.wait([gone, told], return_when=asyncio.FIRST_COMPLETED)
-    for task in (gone, told):
-        task.cancel()
+    loop.add_signal_handler(signal.SIGHUP, emulator.hup)
+    ends = [
+        loop.create_task(told.wait()),
+        loop.create_task(emulator.until(lambda: emulator.model is None, limit=None)),
+    ]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for end in ends:
+        end.cancel()
     await emulator.stop()
     log(f"parent terminating, pid {os.getpid()}")

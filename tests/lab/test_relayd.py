@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import signal
 import socket
 import stat
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +20,10 @@ from hactl.lab.relayd import CHUNK, Emulator
 from hactl.lab.tools import build_tools
 from hactl.relayd.conf import ConfError
 
-A, B, C, VIP = "127.0.7.4", "127.0.7.5", "127.0.7.6", "127.0.7.10"
+# Addresses of this run's own, so that runs side by side do not meet.
+A, B, C, VIP = (
+    f"127.{64 + (os.getpid() >> 8 & 63)}.{os.getpid() & 255}.{n}" for n in (4, 5, 6, 10)
+)
 PORT = 12525
 REDIRECT = """interval 1
 table <mx> {{ {hosts} }}
@@ -372,6 +378,12 @@ async def test_a_relay_uses_a_host_as_soon_as_it_is_up(bench: Bench) -> None:
         await reader.readline()
         await emulator.reload()  # which ends a relay's sessions
         assert await reader.read() == b""
+    emulator.kill()
+    with pytest.raises(ConnectionRefusedError):
+        await reached()
+    await emulator.boot()
+    await emulator.until(lambda: "up\n" in emulator.command("show summary").stdout)
+    assert await reached() != ""
 
 
 @lab
@@ -401,12 +413,12 @@ async def test_the_tools_print_what_relayd_and_pf_have(bench: Bench) -> None:
     await bench.start(A, B)
     await bench.serving(B, A)
     out, err, code = await bench.run("relayctl", "show", "summary")
-    assert (out.encode(), err, code) == (
-        b"Id  \tType    \tName                    \tAvlblty\tStatus\n"
-        b"1   \tredirect\tsmtp                    \t       \tactive\n"
-        b"1   \ttable   \tmx:12525                \t       \tactive (2 hosts)\n"
-        b"1   \thost    \t127.0.7.5               \t100.00%\tup\n"
-        b"2   \thost    \t127.0.7.4               \t100.00%\tup\n",
+    assert (out, err, code) == (
+        "Id  \tType    \tName                    \tAvlblty\tStatus\n"
+        "1   \tredirect\tsmtp                    \t       \tactive\n"
+        "1   \ttable   \tmx:12525                \t       \tactive (2 hosts)\n"
+        f"1   \thost    \t{B:24}\t100.00%\tup\n"
+        f"2   \thost    \t{A:24}\t100.00%\tup\n",
         "",
         0,
     )
@@ -531,3 +543,28 @@ async def test_without_a_compiler_the_tools_are_python(bench: Bench) -> None:
         1,
     )
     assert (await bench.run("pfctl", "-sr"))[0] == 'anchor "relayd/*" all\n'
+
+
+@lab
+async def test_serve_logs_reloads_and_ends(bench: Bench) -> None:
+    bench.write(A)
+    bench.backends[A].up()
+    code = (
+        "import asyncio, pathlib, sys; from hactl.lab.relayd import serve;"
+        "asyncio.run(serve(*map(pathlib.Path, sys.argv[1:])))"
+    )
+    relayd = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, bench.conf, bench.directory, stderr=asyncio.subprocess.PIPE
+    )
+    assert relayd.stderr is not None
+    up = rf"host {re.escape(A)}, check tcp \(\d+ms,tcp connect ok\), state unknown -> up, .* 100.00%\n"
+    assert await relayd.stderr.readline() == b"startup\n"
+    assert re.fullmatch(up, (await relayd.stderr.readline()).decode())
+    assert (
+        await relayd.stderr.readline() == b"table smtp: 1 added, 0 deleted, 0 changed, 0 killed\n"
+    )
+    relayd.send_signal(signal.SIGHUP)
+    assert re.fullmatch(up, (await relayd.stderr.readline()).decode())
+    relayd.terminate()
+    assert (await relayd.stderr.read()).endswith(f"terminating, pid {relayd.pid}\n".encode())
+    assert await relayd.wait() == 0
