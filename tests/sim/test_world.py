@@ -1,0 +1,110 @@
+"""The simulator shows what relayd would, repeats itself, and leaps without losing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from hactl.relayd.relayctl import parse
+from hactl.sim.truth import Event
+from hactl.sim.world import Cluster, Watcher, World, observe
+from tests.sim.farm import pair
+
+HANG = Event(300, "hang", ("A",), lasts=600)
+BLIPS = Event(60, "refuse", ("B",), ("nfs",), lasts=3, every=400)
+DEEDS = (
+    Event(100, "crash", ("A",), lasts=50),
+    Event(400, "reload", shift=7),
+    Event(600, "disable", ("B",)),
+    Event(700, "enable", ("B",)),
+    Event(800, "restart", lasts=5),
+    Event(900, "kill", lasts=20),
+    Event(905, "refuse", ("B",), lasts=60),
+    Event(1200, "maint", ("A",), lasts=100),
+    Event(1500, "cut", lasts=30),
+    Event(1700, "lag", lasts=40),
+)
+RUNS: list[tuple[Cluster, Sequence[Event]]] = [
+    (pair(), [HANG]),
+    (pair(), [BLIPS, HANG]),
+    (pair(tables="A|B"), DEEDS),
+    (pair(nodes="ABC", tables="AB|C"), DEEDS),
+]
+
+
+class Shown(Watcher):
+    """Compares the short cut to an observation with the long way."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def cycled(self, world: World) -> None:
+        if world.down:
+            return
+        text = world.model.command(("show", "summary"), world.now).stdout
+        assert parse(text, world.now, whole=True).services == observe(world.model)
+        self.seen += 1
+
+
+@pytest.mark.parametrize(("cluster", "events"), RUNS)
+def test_what_is_observed_is_what_relayctl_would_have_printed(
+    cluster: Cluster, events: Sequence[Event]
+) -> None:
+    shown = Shown()
+    World(cluster, events, 2000, seed=3, watchers=[shown], leap=False).run()
+    assert shown.seen > 1500
+
+
+@pytest.mark.parametrize(("cluster", "events"), RUNS)
+def test_a_leap_changes_no_command_and_no_figure(cluster: Cluster, events: Sequence[Event]) -> None:
+    walked = World(cluster, events, 4000, seed=3, leap=False)
+    leapt = World(cluster, events, 4000, seed=3)
+    walked.run()
+    leapt.run()
+    assert [(round(at, 3), a.words()) for at, a in walked.log] == [
+        (round(at, 3), a.words()) for at, a in leapt.log
+    ]
+    assert leapt.skipped > 1000
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
+    events = [Event(0, "loss", ("A",), share=0.3)]
+    one, same, other = (World(pair(), events, 1800, seed=s).run() for s in (1, 1, 2))
+    assert one == same
+    assert one.figures != other.figures
+
+
+def test_a_hanging_node_costs_its_share_until_it_is_out() -> None:
+    run = World(pair(), [HANG], 1800, seed=1).run()
+    figures = run.figures["mx"]
+    assert figures.detection is not None
+    assert figures.failing == pytest.approx(figures.detection / 2)
+    assert (figures.empty, figures.removals, figures.changes, figures.commands) == (0, 1, 2, 2)
+
+
+def test_relayd_alone_does_not_see_a_node_that_hangs() -> None:
+    figures = World(pair(), [HANG], 1800, seed=1, steers=False).run().figures["mx"]
+    assert (figures.failing, figures.avoidable, figures.changes) == (300.0, 300.0, 0)
+
+
+def test_relayd_alone_sees_a_node_that_is_gone_at_its_next_round() -> None:
+    crash = Event(300, "crash", ("A",), lasts=600)
+    figures = World(pair(), [crash], 1800, seed=1, steers=False).run().figures["mx"]
+    assert figures.detection is not None
+    assert 0 < figures.detection <= 10
+    assert figures.back is not None
+    assert 10 <= figures.back <= 20
+
+
+def test_foreign_hands_and_maintenance_are_no_healthy_time_kept_out() -> None:
+    events = [Event(100, "disable", ("A",)), Event(200, "maint", ("B",), lasts=300)]
+    figures = World(pair(nodes="ABC"), events, 400, seed=1).run().figures["mx"]
+    assert figures.kept_out == 0
+
+
+def test_somebody_who_reads_nothing_of_relayd_does_nothing() -> None:
+    world = World(pair(), [Event(50, "mute", lasts=100), Event(60, "refuse", ("A",))], 300, seed=1)
+    world.run()
+    assert [at for at, _ in world.log if 0 <= at < 150] == []
+    assert next(a.words() for at, a in world.log if at > 0) == ("host", "disable", "1")
