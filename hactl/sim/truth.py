@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from hactl.core.model import Result, Verdict, fail, ok, unknown
 
-
 RELAYD = "relayd"  # stands among an event's checks for relayd's own check
 FOREVER = float("inf")
 

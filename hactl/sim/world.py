@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ class Cluster(Struct, frozen=True):
 def cluster(config: Config, conf: RelaydConf) -> Cluster:
     """Put both files together; a service that relayd.conf lacks has no seats."""
     plan = plan_of(config)
-    layouts = []
+    layouts: list[Layout] = []
     for service in conf.services:
         mine = plan.services.get(service.name)
         if mine is None or any(each.name == service.name for each in layouts):
@@ -491,7 +492,7 @@ class World:
                     result, took = truth_.LAG, 0.0
                 else:
                     result, took = look(
-                        mood, rule.timeout, self.rng, lambda node=probe.node: self.carried(node)
+                        mood, rule.timeout, self.rng, partial(self.carried, probe.node)
                     )
                 checked = Checked(probe, self.now, self.now + took, result)
                 if took:
