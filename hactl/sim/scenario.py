@@ -1,0 +1,379 @@
+"""scenario: a story in YAML: a cluster, what happens to it, and what must come of it.
+
+    about: A hangs for ten minutes while its port stays open
+    duration: 20m
+    tables: {mx: {main: [A, B]}}
+    events:
+      - {at: 5m, do: hang, to: [A], for: 10m}
+    expect:
+      commands: ["disable mx/A 5m..303s", "enable mx/A 15m..906s"]
+      empty: 0s
+
+`nodes`, `checks`, `services` and `defaults` are those of hactl.yaml; what is left out is made up:
+every word in `tables` is a node, a check without type is an smtp one, a service requires every
+check.  Whole files stand in `hactl: |` and `conf: |` (relayd.conf).  Errors are those of hactl.yaml:
+all at once, each with its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field, structs
+
+from hactl import config as config_
+from hactl.config import Config, ConfigError, Problem
+from hactl.core.units import Duration, Share
+from hactl.relayd import conf as conf_
+from hactl.relayd.conf import RelaydConf
+from hactl.sim.truth import FAULTS, RELAYD, Deed, Event, Fault
+from hactl.sim.world import Cluster, cluster
+
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+Length = Annotated[Duration, Meta(ge=1, le=30 * 86400)]
+_WINDOW = re.compile(r"(enable|disable) (\S+)/(\S+) (\S+)\.\.(\S+)(?: (\w+))?")
+_SERVED = re.compile(r"(\S+) (\S+): (.+)")
+
+
+class Written(Struct, frozen=True):
+    """An event as the file has it."""
+
+    at: Duration
+    do: Literal[Fault, Deed]
+    to: tuple[str, ...] = ()
+    check: tuple[str, ...] = ()
+    lasts: Duration | None = field(name="for", default=None)
+    every: Annotated[Duration, Meta(ge=0.1)] | None = None
+    until: Duration | None = None
+    share: Share = Share(0)
+    by: Duration = Duration(0)
+    shift: Count = 0
+
+
+class Expect(Struct, frozen=True):
+    """What must come of it.  Seconds and counts are upper bounds, for each service.
+
+    *commands* is every switch, in order: `disable mx/A 5m..303s [CAUSE]`; *most* bounds their
+    number.  *serving*: `10m mx: A, B`.  *said* and *unsaid* are found, or not, in the timeline.
+    *breaks* names rules that this story is known to break, and why stands in *about*.
+    """
+
+    commands: tuple[str, ...] | None = None
+    most: Count | None = None
+    removals: Count | None = None
+    worst_hour: Count | None = None
+    empty: Duration | None = None
+    needless: Duration | None = None
+    avoidable: Duration | None = None
+    failing: Duration | None = None
+    kept_out: Duration | None = None
+    detection: Duration | None = None
+    serving: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    unsaid: tuple[str, ...] = ()
+    breaks: tuple[Count, ...] = ()
+
+
+class Tables(Struct, frozen=True):
+    """A service's tables."""
+
+    main: tuple[str, ...]
+    backup: tuple[str, ...] = ()
+
+
+class Relayd(Struct, frozen=True):
+    """relayd.conf's `interval`, `timeout` and each host's `retry`."""
+
+    interval: Length = Duration(10)
+    timeout: Annotated[Duration, Meta(ge=0.01)] = Duration(0.2)
+    retry: Count = 0
+
+
+class File(Struct, frozen=True):
+    """The keys of a scenario that are its own."""
+
+    about: str = ""
+    duration: Length = Duration(1800)
+    seed: Count = 1
+    relayd: Relayd = field(default_factory=Relayd)
+    tables: dict[str, Tables] = {}
+    hactl: str = ""
+    conf: str = ""
+    events: tuple[Written, ...] = ()
+    expect: Expect = field(default_factory=Expect)
+
+
+class Scenario(Struct, frozen=True):
+    """A story ready to run; *what* is None when the file leaves the cluster to `-f`."""
+
+    name: str
+    about: str
+    duration: float
+    seed: int
+    what: Cluster | None
+    events: tuple[Event, ...]
+    expect: Expect
+
+
+_OURS = ("nodes", "checks", "services", "defaults")  # sections of hactl.yaml
+
+
+def load(path: Path, config: Config | None = None, conf: RelaydConf | None = None) -> Scenario:
+    """Read a scenario file.  Raise ConfigError with every error in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([Problem(str(path), 0, 0, "", error.strerror or str(error))]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([Problem(str(path), 0, 0, "", "not UTF-8")]) from None
+    return parse(text, str(path), config, conf)
+
+
+def parse(
+    text: str, name: str, config: Config | None = None, conf: RelaydConf | None = None
+) -> Scenario:
+    """Read the text of a scenario called *name*; with *config* and *conf* it runs on those."""
+    if len(text) > config_.FILE_LIMIT:
+        raise ConfigError([Problem(name, 0, 0, "", "too long for a scenario")])
+    if (unseen := config_._UNSEEN.search(text)) is not None:
+        shown = f"a character that is not text (U+{ord(unseen[0]):04X})"
+        raise ConfigError([Problem(name, *config_._end(text[: unseen.start()]), "", shown)])
+    top, problems = config_._compose(text, name)
+    if not isinstance(top, config_._Map):
+        line, column = (top.line, top.column) if top is not None else (1, 1)
+        raise ConfigError([*problems, Problem(name, line, column, "", "expected a mapping")])
+    own = {key: entry for key, entry in top.entries.items() if key not in _OURS}
+    walker = config_._Walker(name, structs.replace(top, entries={}), problems)
+    values = walker.fields(config_._specs(File), structs.replace(top, entries=own), "")
+    if values is None or walker.problems:
+        raise ConfigError(walker.problems)
+    file = config_._make(File, values)
+    what = _given(name, top, file) if config is None or conf is None else cluster(config, conf)
+    events = tuple(_event(each) for each in file.events)
+    problems += [*_strangers(name, top, events, what), *_unreadable(name, top, file.expect)]
+    if problems:
+        raise ConfigError(problems)
+    return Scenario(
+        Path(name).stem, file.about, file.duration, file.seed, what, events, file.expect
+    )
+
+
+def _event(each: Written) -> Event:
+    return Event(
+        each.at,
+        each.do,
+        each.to,
+        each.check,
+        each.lasts,
+        each.every,
+        each.until,
+        each.share,
+        each.by,
+        each.shift,
+    )
+
+
+# The cluster
+
+
+def _given(name: str, top: config_._Map, file: File) -> Cluster | None:
+    """Make the cluster that the file describes, None if it describes none."""
+    if file.hactl or file.conf:
+        if not file.hactl or not file.conf:
+            missing = "conf" if file.hactl else "hactl"
+            raise ConfigError([Problem(name, top.line, top.column, "", f'missing "{missing}"')])
+        config = config_.parse(file.hactl, f"{name} (hactl)")
+        return _together(name, config, file.conf)
+    if not file.tables:
+        return None
+    words = {w: None for t in file.tables.values() for w in (*t.main, *t.backup)}
+    walker = config_._Walker(name, _hactl(top, list(words), list(file.tables)), [])
+    made = walker.config()
+    if made is None or walker.problems:
+        raise ConfigError(walker.problems)
+    return _together(name, made, _conf(file))
+
+
+def _together(name: str, config: Config, text: str) -> Cluster:
+    try:
+        return cluster(config, conf_.parse(text, f"{name} (conf)"))
+    except conf_.ConfError as error:
+        raise ConfigError([Problem(name, 0, 0, "conf", p) for p in error.problems]) from None
+
+
+def _hactl(top: config_._Map, words: list[str], services: list[str]) -> config_._Map:
+    """Return hactl.yaml's tree: what the file has of it, the rest made up."""
+
+    def leaf(text: str, like: config_._Tree = top) -> config_._Leaf:
+        return config_._Leaf(like.line, like.column, text, True)
+
+    def map_(entries: Mapping[str, config_._Tree], like: config_._Tree = top) -> config_._Map:
+        return config_._Map(
+            like.line, like.column, {key: (leaf(key, v), v) for key, v in entries.items()}
+        )
+
+    nodes = top.get("nodes") or map_({w: leaf(f"10.0.{n >> 8}.{n & 255}") for n, w in
+                                      enumerate(words, 1)})  # fmt: skip
+    checks = top.get("checks") or map_({"smtp": map_({})})
+    if isinstance(checks, config_._Map):
+        typed = {
+            key: (place, _typed(value, leaf("smtp", value)))
+            for key, (place, value) in checks.entries.items()
+        }
+        checks = structs.replace(checks, entries=typed)
+        every = tuple(leaf(key) for key in typed)
+        require = map_({"require": config_._List(top.line, top.column, every)})
+    else:
+        require = map_({})
+    given = top.get("services") or map_({})
+    if isinstance(given, config_._Map):
+        made = {name: (leaf(name), require) for name in services if name not in given.entries}
+        given = structs.replace(given, entries={**given.entries, **made})
+    entries: dict[str, config_._Tree] = {
+        "mode": leaf("relayctl"),
+        "nodes": nodes,
+        "checks": checks,
+        "services": given,
+    }
+    defaults = top.get("defaults")
+    return map_(entries | ({"defaults": defaults} if defaults is not None else {}))
+
+
+def _typed(tree: config_._Tree, kind: config_._Leaf) -> config_._Tree:
+    """Return a check's options with a type."""
+    if isinstance(tree, config_._Leaf) and tree.kind == "null":
+        tree = config_._Map(tree.line, tree.column, {})
+    if isinstance(tree, config_._Map) and not tree.entries.keys() & {"type", "from"}:
+        return structs.replace(tree, entries=tree.entries | {"type": (kind, kind)})
+    return tree
+
+
+def _conf(file: File) -> str:
+    """Write the relayd.conf of the tables."""
+    relayd = file.relayd
+    retry = f" retry {relayd.retry}" if relayd.retry else ""
+    lines = [f"interval {relayd.interval:g}", f"timeout {relayd.timeout * 1000:g}"]
+    redirects = []
+    for number, (service, tables) in enumerate(file.tables.items()):
+        redirects += [
+            f'redirect "{service}" {{',
+            f"listen on 10.9.{number >> 8}.{number & 255} port 25",
+        ]
+        for kind, words in (("main", tables.main), ("backup", tables.backup)):
+            if words:
+                hosts = ", ".join(word + retry for word in words)
+                lines.append(f"table <{kind}{number}> {{ {hosts} }}")
+                redirects.append(f"forward to <{kind}{number}> check tcp")
+        redirects.append("}")
+    return "\n".join([*lines, *redirects, ""])
+
+
+# What the types cannot say
+
+
+def _places(top: config_._Map, *path: str) -> Iterator[config_._Tree]:
+    """Yield the tree at a path, or nothing."""
+    tree: config_._Tree | None = top
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, config_._Map) else None
+    if tree is not None:
+        yield tree
+
+
+def _strangers(
+    name: str, top: config_._Map, events: tuple[Event, ...], what: Cluster | None
+) -> Iterator[Problem]:
+    """Say which events speak of what does not exist."""
+    if what is None:
+        return
+    nodes = {s.node for each in what.layouts for s in each.seats} | what.plan.nodes.keys()
+    services = what.plan.services.keys()
+    pairs = {f"{each.name}/{s.node}" for each in what.layouts for s in each.seats}
+    items = next((t.items for t in _places(top, "events") if isinstance(t, config_._List)), ())
+    for event, tree in zip(events, items, strict=False):
+        known = nodes if event.do in FAULTS else nodes | services | pairs
+        for target in event.to:
+            if target not in known:
+                text = f'nothing is called "{target}"; there are {", ".join(sorted(known))}'
+                yield Problem(name, tree.line, tree.column, "events", text)
+        for check in event.check:
+            if check not in what.plan.rules and check != RELAYD:
+                names = ", ".join([*what.plan.rules, RELAYD])
+                text = f'no check "{check}"; there are {names}'
+                yield Problem(name, tree.line, tree.column, "events", text)
+
+
+def _unreadable(name: str, top: config_._Map, expect: Expect) -> Iterator[Problem]:
+    """Say which lines of `expect` are not of their form."""
+    for tree in _places(top, "expect"):
+        for line in expect.commands or ():
+            if window(line) is None:
+                text = f'expected "disable mx/A 5m..303s" (got "{line}")'
+                yield Problem(name, tree.line, tree.column, "expect.commands", text)
+        for line in expect.serving:
+            if served(line) is None:
+                text = f'expected "10m mx: A, B" (got "{line}")'
+                yield Problem(name, tree.line, tree.column, "expect.serving", text)
+
+
+class Window(Struct, frozen=True):
+    """A command and the seconds between which it must come."""
+
+    verb: str
+    service: str
+    word: str
+    first: float
+    last: float
+    cause: str = ""
+
+
+def window(line: str) -> Window | None:
+    """Read a line of `expect.commands`."""
+    match = _WINDOW.fullmatch(line)
+    if match is None:
+        return None
+    verb, service, word, first, last, cause = match.groups()
+    try:
+        return Window(verb, service, word, Duration.parse(first), Duration.parse(last), cause or "")
+    except ValueError:
+        return None
+
+
+def served(line: str) -> tuple[float, str, frozenset[str]] | None:
+    """Read a line of `expect.serving`: second, service, words."""
+    match = _SERVED.fullmatch(line)
+    if match is None:
+        return None
+    try:
+        at = Duration.parse(match[1])
+    except ValueError:
+        return None
+    words = frozenset(match[3].split(", ")) - {"nobody"}
+    return at, match[2], words
+
+
+def write(
+    about: str, tables: Mapping[str, tuple[tuple[str, ...], ...]], events: tuple[Event, ...],
+    duration: float, seed: int, more: str = "",
+) -> str:  # fmt: skip
+    """Write a scenario file, for a schedule that was found by chance; *more* goes between."""
+    lines = [f"about: {about}", f"duration: {Duration(duration)}", f"seed: {seed}", "tables:"]
+    for service, (main, *backup) in tables.items():
+        spare = f", backup: [{', '.join(backup[0])}]" if backup else ""
+        lines.append(f"  {service}: {{main: [{', '.join(main)}]{spare}}}")
+    lines += [more.rstrip("\n")] if more else []
+    lines.append("events:")
+    for e in events:
+        parts = [f"at: {Duration(round(e.at, 3))}", f"do: {e.do}"]
+        parts += [f"to: [{', '.join(e.to)}]"] if e.to else []
+        parts += [f"check: [{', '.join(e.check)}]"] if e.check else []
+        for key, value in (("for", e.lasts), ("every", e.every), ("until", e.until)):
+            parts += [f"{key}: {Duration(round(value, 3))}"] if value is not None else []
+        parts += [f"share: {Share(round(e.share, 4))}"] if e.share else []
+        parts += [f"by: {Duration(e.by)}"] if e.by else []
+        parts += [f"shift: {e.shift}"] if e.shift else []
+        lines.append(f"  - {{{', '.join(parts)}}}")
+    return "\n".join(lines) + "\n"
