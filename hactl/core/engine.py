@@ -42,7 +42,7 @@ from hactl.core.model import (
     Verb,
     Want,
 )
-from hactl.core.policy import Fate, Shared, Standing
+from hactl.core.policy import Fate, Memory, Seat, Shared, Standing
 from hactl.core.reconcile import Polling, reconcile
 from hactl.core.schedule import Timing
 
@@ -87,6 +87,7 @@ class Engine:
         self.standings: dict[Member, Standing] = {}
         self.waits: Mapping[Member, Note] = {}
         self.fates: dict[str, Fate] = {}
+        self.memories: dict[str, Memory] = {}
         self.observation: Observation | None = None
         self.blind = "relayd has not been asked yet"
         self.releasing = False
@@ -94,6 +95,7 @@ class Engine:
         self._timings: dict[Probe, Timing] = {}
         self._queue: list[tuple[float, Probe]] = []
         self._suspects: set[Probe] = set()
+        self._urgent: set[Probe] = set()  # of services that have nobody who passes
         self._enabled_at: dict[Member, float] = {}
         self._disabled_at: dict[Member, float] = {}
         self._polling = Polling()
@@ -108,11 +110,13 @@ class Engine:
     def replan(self, plan: Plan, now: float) -> None:
         """Take a new plan; the health of every probe whose rule did not change is kept."""
         old, self.plan = self.plan, plan
+        self._words = {word: node.name for node in plan.nodes.values() for word in node.words}
         changed = {c for c in plan.rules if plan.rules[c] != old.rules.get(c)}
         for member, place in self.places.items():
-            self.places[member] = replace(place, node=plan.node_of(member.host))
+            self.places[member] = replace(place, node=self._words.get(member.host))
         self._forget({p for p in self.healths if p.check in changed})
         self._probe_what_is_used(now)
+        self._stand(now)
 
     def _forget(self, probes: Iterable[Probe]) -> None:
         for probe in probes:
@@ -126,7 +130,7 @@ class Engine:
             self._probe(place.node, check, place.member.host)
             for place in self.places.values()
             if place.node and (service := self.plan.services.get(place.member.service))
-            for check in (*service.require, *service.watch)
+            for check in (*service.require, *service.prefer, *service.watch)
         }
         wanted |= {
             self._probe(node, check, "")
@@ -161,12 +165,11 @@ class Engine:
             timing = self._timings.get(probe)
             if timing is None or timing.next != moment:
                 continue  # an older plan, or a probe that is gone
-            rule = self.plan.rules[probe.check]
-            if timing.busy:  # nothing overlaps: this turn is left out
-                self._plan(probe, replace(timing, due=timing.due + rule.interval,
-                                          next=timing.due + rule.interval))  # fmt: skip
+            rule, health = self.plan.rules[probe.check], self.healths[probe]
+            if not schedule.may_start(timing, health, rule):
+                self._plan(probe, schedule.skipped(timing, rule, now))
                 continue
-            self._plan(probe, schedule.started(timing, rule, now))
+            self._plan(probe, schedule.started(timing, health, rule, now))
             probes.append(probe)
         return probes
 
@@ -177,12 +180,15 @@ class Engine:
     def _witnesses(self, now: float) -> list[Probe]:
         """Return the siblings to look at because a probe is suspect, a few at a time."""
         found: list[Probe] = []
-        for check in {p.check for p in self._suspects}:
-            rule = self.plan.rules[check]
-            asked = policy.unanswered(self._group(check), self.healths)
-            room = policy.WITNESSES - sum(self._timings[p].busy for p in asked)
-            quiet = [p for p in asked if now >= self._timings[p].began + (rule.fast or CYCLE)]
-            found += sorted(quiet)[: max(0, room)]
+        for name in {policy.lane(p) for p in self._suspects}:
+            group = self._group(name)
+            newest = policy.first_fail(group, self.healths)
+            if newest is None:
+                continue
+            siblings = {p for _, p in group if not self.healths[p].suspect}
+            behind = sorted(p for p in siblings if self._timings[p].began < newest)
+            busy = sum(self._timings[p].busy > 0 for p in siblings)
+            found += [p for p in behind if not self._timings[p].busy][: policy.WITNESSES - busy]
         return found
 
     # health
@@ -196,7 +202,8 @@ class Engine:
         rule = self.plan.rules[probe.check]
         after = health_.step(before, checked, rule)
         self.healths[probe] = after
-        self._plan(probe, schedule.finished(timing, after, rule, checked.ended))
+        urgent = probe in self._urgent
+        self._plan(probe, schedule.finished(timing, after, rule, checked.ended, urgent=urgent))
         if after.suspect:
             self._suspects.add(probe)
         else:
@@ -205,12 +212,14 @@ class Engine:
             self._say_state(checked, before, after)
             return True
         return before.last is None or any(
-            f.waits and check == probe.check for check, f in self.fates.items()
+            f.waits and name == policy.lane(probe) for name, f in self.fates.items()
         )
 
     def watched(self) -> set[Probe]:
         """Return the probes that no member's removal depends on."""
-        return self.healths.keys() - {p for s in self.standings.values() for p in s.probes}
+        return self.healths.keys() - {
+            p for s in self.standings.values() for p in (*s.probes, *s.prefers)
+        }
 
     def _say_state(self, checked: Checked, before: Health, after: Health) -> None:
         """Tell a transition; of a probe that is only watched, people must hear."""
@@ -252,9 +261,11 @@ class Engine:
 
     def observed(self, observation: Observation, now: float) -> None:
         """Take what relayd shows; places it hides are remembered, ownership ends where undone."""
-        if self.blind:
+        if now > observation.at + STALE:
+            self.unseen(f"relayd's answer took longer than {STALE:g}s")
+        elif self.blind:
             self._events.append(Event("relayd", fields=(("seen", "yes"),)))
-        self.blind = ""
+            self.blind = ""
         self.observation = observation
         places = self._placed(observation, now)
         changed = places.keys() != self.places.keys() or any(
@@ -277,8 +288,10 @@ class Engine:
         """Return every member of the plan's services, hidden ones where they were last seen."""
         places: dict[Member, Place] = {}
         ids: set[int] = set()
+        known = self.plan.services.keys() | {member.service for member in self.owned}
+        present = {service.name for service in observation.services}
         for service in _once(observation.services):
-            if service.name not in self.plan.services:
+            if service.name not in known:
                 continue
             shown: dict[int, bool] = {}
             for position, table in enumerate(service.tables):
@@ -294,7 +307,7 @@ class Engine:
                 if member.service == service.name and not shown.get(member.table, False):
                     places.setdefault(member, replace(place, shown=False))
         for member, place in self.places.items():  # services missing for a moment, or for good
-            if not any(m.service == member.service for m in places):
+            if member.service not in present and member.service in known:
                 places[member] = replace(place, shown=False)
         return places
 
@@ -318,7 +331,7 @@ class Engine:
             (service.name, member.table) not in (self.facts.checked or ())
         ):
             fixed = "its table has no check; a disable would kill relayd"
-        node = self.plan.node_of(host.name)
+        node = self._words.get(host.name)
         return Place(member, node, service.kind, table, host, since, fixed)
 
     # decisions
@@ -331,19 +344,24 @@ class Engine:
             return ()  # decisions stay as they are; nothing is removed on old news
         self._judge_fates(now)
         pairs: list[tuple[Standing, Decision, int | None]] = []
-        for service in self.plan.services.values():
-            members = [s for m, s in self.standings.items() if m.service == service.name]
+        members_of: dict[str, list[Standing]] = {name: [] for name in self.plan.services}
+        for member, standing in self.standings.items():
+            members_of.setdefault(member.service, []).append(standing)
+        for name, members in members_of.items():
+            service = self.plan.services.get(name) or ServicePlan(name)
             decisions = self._decide(service, members, now)
+            self._urge(members)
             self.floors[service.name] = policy.minimum(service, members)
             for standing, decision in zip(members, decisions, strict=True):
                 decided = self._settle(decision, now)
                 place = self.places[standing.member]
-                if service.acts:
+                if service.acts and self._frozen(service.name, "hands-off") is None:
                     pairs.append((standing, decided, place.host.id if place.shown else None))
         for member in self.decisions.keys() - self.standings.keys():
             del self.decisions[member], self.since[member]
         step = reconcile(
             pairs,
+            {name: self.plan.services.get(name) or ServicePlan(name) for name in members_of},
             self.floors,
             self._disabled_at,
             self._eager(pairs),
@@ -362,28 +380,47 @@ class Engine:
         """Return when a wait or an override ends, so that the caller may cycle then."""
         ends = [n.until for n in self.waits.values() if n.until]
         ends += [until for fate in self.fates.values() for until in fate.waits.values()]
+        if self._polling.open:
+            ends.append(self._polling.ready(self.facts))
         return min((e for e in ends if e > now), default=float("inf"))
 
+    def _urge(self, members: list[Standing]) -> None:
+        """Look fast at the down probes of a service that has nobody who passes."""
+        probes = {p for s in members for p in s.probes}
+        nobody = all(any(self.healths[p].state is State.DOWN for p in s.probes) for s in members)
+        self._urgent = (self._urgent | probes) if nobody else (self._urgent - probes)
+
+    def _frozen(self, service: str, *kinds: str) -> Override | None:
+        """Return the freeze of one of *kinds* that a service is under."""
+        return next(
+            (
+                o
+                for o in self.overrides.values()
+                if o.kind in kinds and o.target in (service, "all")
+            ),
+            None,
+        )
+
     def _expire(self, now: float) -> None:
-        for target, override in list(self.overrides.items()):
+        for key, override in list(self.overrides.items()):
             if override.ends is not None and now >= override.ends:
-                del self.overrides[target]
-                self._events.append(
-                    Event("expired", fields=(("override", override.kind), ("target", target)))
-                )
+                del self.overrides[key]
+                fields = (("override", override.kind), ("target", override.target))
+                self._events.append(Event("expired", fields=fields))
 
     def _stand(self, now: float) -> None:
         """Gather for every member what policy may know of it."""
         fresh = 2 * self.facts.interval
         self.standings = {}
         for member, place in self.places.items():
-            service = self.plan.services.get(member.service)
-            if service is None:
-                continue
+            # a service that left hactl.yaml is here only while we own a disable in it
+            service = self.plan.services.get(member.service) or ServicePlan(member.service)
             node = place.node
             probes: tuple[Probe, ...] = ()
+            prefers: tuple[Probe, ...] = ()
             if node is not None:
                 probes = tuple(self._probe(node, c, place.host.name) for c in service.require)
+                prefers = tuple(self._probe(node, c, place.host.name) for c in service.prefer)
             self.standings[member] = Standing(
                 member,
                 node,
@@ -395,51 +432,84 @@ class Engine:
                 self._override(member.service, node),
                 self.owned.get(member),
                 probes,
+                prefers,
             )
 
     def _override(self, service: str, node: str | None) -> Override | None:
-        """Return the strongest override on a member: maint before drain."""
-        found = [o for o in self.overrides.values() if o.covers(service, node)]
-        return max(found, key=lambda o: o.kind == "maint", default=None)
+        """Return the strongest override on a member."""
+        strength = {"maint": 3, "pin": 2, "drain": 1}
+        found = [
+            o for o in self.overrides.values() if o.kind in strength and o.covers(service, node)
+        ]
+        return max(found, key=lambda o: strength[o.kind], default=None)
 
-    def _group(self, check: str) -> dict[str, Probe]:
-        """Return the nodes that use a check, neither foreign nor in maintenance, with its probe."""
-        return {
-            s.node: probe
+    def _group(self, lane: str) -> frozenset[Seat]:
+        """Return who uses a check, neither foreign nor in maintenance, with the probe for it."""
+        return frozenset(
+            (s.node, probe)
             for s in self.standings.values()
             if s.node is not None
             and not s.foreign
             and not (s.override is not None and s.override.kind == "maint")
-            for probe in s.probes
-            if probe.check == check
-        }
+            for probe in (*s.probes, *s.prefers)
+            if policy.lane(probe) == lane
+        )
 
     def _judge_fates(self, now: float) -> None:
-        for check in {c for s in self.plan.services.values() for c in s.require}:
-            users = [s for s in self.plan.services.values() if check in s.require]
-            before = self.fates.get(check, Fate()).shared
+        """Judge each check over all its nodes, then bring shared causes to their effects."""
+        services = self.plan.services.values()
+        lanes: dict[str, set[Seat]] = {}
+        for s in self.standings.values():
+            apart = s.foreign or (s.override is not None and s.override.kind == "maint")
+            for probe in (*s.probes, *s.prefers) if s.node is not None else ():
+                seats = lanes.setdefault(policy.lane(probe), set())
+                if not apart:
+                    seats.add((s.node or "", probe))
+        checks = {
+            policy.lane(p): p.check
+            for s in self.standings.values()
+            for p in (*s.probes, *s.prefers)
+        }
+        for name in self.fates.keys() - lanes.keys():
+            del self.fates[name]
+        for name, seats in lanes.items():
+            check = checks[name]
+            users = [s for s in services if check in s.require or check in s.prefer]
+            before = self.fates.get(name, Fate()).own
             fate = policy.judge_fate(
-                self._group(check),
+                frozenset(seats),
                 self.healths,
                 self.plan.rules[check],
                 before,
-                max(s.window for s in users),
-                max(s.grace for s in users),
+                max((s.window for s in users), default=10.0),
+                max((s.grace for s in users), default=10.0),
                 now,
             )
-            self.fates[check] = fate
+            self.fates[name] = fate
             if (before is None) != (fate.shared is None):
-                self._say_shared(check, before, fate.shared)
+                self._say_shared(name, before, fate.shared)
+        for cause, effects in self.plan.causes.items():
+            shared = self.fates.get(cause, Fate()).own
+            for effect in effects if shared is not None else ():
+                if effect in self.fates:
+                    self.fates[effect] = replace(self.fates[effect], shared=shared, caused=True)
 
     def _say_shared(self, check: str, before: Shared | None, after: Shared | None) -> None:
         shared = after or before
-        nodes = ",".join(sorted(shared.nodes)) if shared else ""
+        nodes = shared.names.replace(", ", ",") if shared else ""
         state = "begins" if after else "ends"
         fields = (("check", check), ("nodes", nodes), ("state", state))
         self._events.append(Event("shared_fate", fields=fields, level="error" if after else "info"))
 
     def _decide(self, service: ServicePlan, members: list[Standing], now: float) -> list[Decision]:
         """Decide a service, or leave it alone while too little is known."""
+        if service.name not in self.plan.services:
+            why = "its service left hactl.yaml: it is handed back"
+            note = (Note("stranger", why),)
+            return [
+                Decision(s.member, Want.IN if s.owned else Want.LEAVE, "stranger", why, note)
+                for s in members
+            ]
         if missing := self._missing(members, now):
             why = f"starting: no result yet of {missing}"
             chain = (Note("wait", why),)
@@ -447,16 +517,24 @@ class Engine:
                 policy.overridden(s) or Decision(s.member, Want.LEAVE, "wait", why, chain)
                 for s in members
             ]
-        decisions = policy.decide(
-            service, members, self.healths, self.fates, self.facts.interval, now
+        decisions, memory = policy.decide(
+            service,
+            members,
+            self.healths,
+            self.fates,
+            self.memories.get(service.name, Memory()),
+            self.facts.interval,
+            now,
+            self._frozen(service.name, "freeze"),
         )
+        self.memories[service.name] = memory
         if self.releasing:
             return [self._parting(service, s, d) for s, d in zip(members, decisions, strict=True)]
         return decisions
 
     def _parting(self, service: ServicePlan, standing: Standing, decision: Decision) -> Decision:
         """Decide a member for the last time: give back what checks took, if that is wanted."""
-        if service.release and standing.owned and standing.owned.cause == "check":
+        if service.release and standing.owned and decision.cause in ("check", "prefer", ""):
             return replace(decision, want=Want.IN, cause="exit", reason="on_exit: release")
         return replace(decision, want=Want.LEAVE, cause="exit", reason="hactld ends")
 
@@ -484,6 +562,9 @@ class Engine:
             if decided.cause not in quiet or (before is not None and before.cause not in quiet):
                 self._say_decision(before, decided)
         self.decisions[decision.member] = decided
+        owned = self.owned.get(decision.member)
+        if owned is not None and decided.want is Want.OUT and owned.cause != decided.cause:
+            self.owned[decision.member] = replace(owned, cause=decided.cause)
         return decided
 
     def _say_decision(self, before: Decision | None, after: Decision) -> None:
@@ -498,8 +579,8 @@ class Engine:
         self._events.append(Event("decision", after.id, fields))
 
     def _eager(self, pairs: list[tuple[Standing, Decision, int | None]]) -> frozenset[str]:
-        """Name the services that wait for relayd: an enabled member's newest look was ok, yet
-        nobody is up, or somebody is and pf does not have it (the redirect is still `down`).
+        """Name the services that wait for relayd: an enabled member's newest look was ok, or it was
+        recalled, yet nobody is up, or somebody is and pf does not have it (the redirect is `down`).
         """
         assert self.observation is not None
         empty = {s.name for s in self.observation.services if s.status == "down"}
@@ -510,7 +591,7 @@ class Engine:
             if (s.member.service in empty or s.member.service not in up)
             and d.want is Want.IN
             and s.enabled
-            and policy.newest_ok(s, self.healths)
+            and (d.cause == "floor" or policy.newest_ok(s, self.healths))
         )
 
     def _everybody_up(self) -> bool:
@@ -536,25 +617,56 @@ class Engine:
         """Note how a command ended.  *unsure*: it may still be carried out for that many seconds."""
         member = action.member
         if member is None:
-            if done:
+            if done or unsure:
                 self._polling = self._next_polling
             return
         if action.verb is Verb.DISABLE:
             self._disabled_at[member] = now
+            if done:
+                memory = self.memories.get(member.service, Memory())
+                self.memories[member.service] = memory.removed(self.decisions[member], now)
             if unsure and member in self.owned:
                 self.owned[member] = replace(self.owned[member], unsure=now + unsure)
         elif done:
             self._enabled_at[member] = now
 
+    def remember(self, memories: Mapping[str, Memory]) -> None:
+        """Take what was stored of policy's memory; the rest follows from what is owned."""
+        for name, memory in memories.items():
+            out = frozenset(m for m in self.owned if m.service == name)
+            paced = tuple(sorted(t for hold in memory.holds.values() for t in hold.removals))
+            self.memories[name] = replace(memory, out=out, paced=paced)
+
     # operators
 
     def override(self, override: Override) -> None:
-        """Take an operator's word; it replaces an earlier one on the same target."""
-        self.overrides[override.target] = override
+        """Take an operator's word; it replaces an earlier one of its sort on the same target."""
+        self.overrides[override.key] = override
 
     def resume(self, target: str) -> bool:
         """End the override on *target*; return whether there was one."""
         return self.overrides.pop(target, None) is not None
+
+    def thaw(self, target: str) -> bool:
+        """End the freeze of *target*; return whether there was one."""
+        return self.overrides.pop(f"freeze {target}", None) is not None
+
+    def refusal(self, override: Override) -> str:
+        """Say why an override cannot be, "" if it can: an exclusive service has room for one pin."""
+        if override.kind != "pin":
+            return ""
+        for service in self.plan.services.values():
+            pinned = {
+                s.member
+                for s in self.standings.values()
+                if s.member.service == service.name
+                and (override.covers(service.name, s.node)
+                     or (s.override is not None and s.override.kind == "pin"))
+            }  # fmt: skip
+            if service.exclusive and len(pinned) > 1:
+                names = ", ".join(sorted(m.host for m in pinned))
+                return f"service {service.name} is exclusive, and would have {names} pinned"
+        return ""
 
     def would_empty(self, override: Override) -> list[str]:
         """Name the services that maint would leave without a member that may serve."""

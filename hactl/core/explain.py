@@ -234,7 +234,7 @@ def _alerts(engine: Engine, now: float) -> Iterable[str]:
         yield f"relayd cannot be read: {engine.blind}; nothing is moved"
     for check, fate in sorted(engine.fates.items()):
         if fate.shared is not None:
-            names = ", ".join(sorted(fate.shared.nodes))
+            names = fate.shared.names
             yield f"{check} fails on {names} at once: a common cause, so nobody is removed for it"
     shown = {s.name for s in engine.observation.services} if engine.observation else set()
     for name in engine.plan.services:

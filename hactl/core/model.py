@@ -64,12 +64,16 @@ class Probe(NamedTuple):
 
 
 class Checked(Struct, frozen=True):
-    """A result with its probe and the times at which the look began and ended."""
+    """A result with its probe and the times at which the look began and ended.
+
+    *stamp* tells an agent's samples apart (its own clock); None for a look of ours.
+    """
 
     probe: Probe
     started: float
     ended: float
     result: Result
+    stamp: float | None = None
 
 
 # What relayd shows
@@ -130,10 +134,40 @@ class Observation(Struct, frozen=True):
 # What the configuration wants
 
 
+class Limit(Struct, frozen=True):
+    """Thresholds of a measure; *low*: less is worse.  None: no such threshold."""
+
+    warn: float | None = None
+    fail: float | None = None
+    clear: float | None = None
+    low: bool = False
+
+    def level(self, value: float, before: Verdict) -> Verdict:
+        """Judge *value*, given how it was judged *before*; at a threshold is beyond it."""
+        if self._beyond(value, self.fail):
+            return Verdict.FAIL
+        if self._beyond(value, self.warn):
+            return Verdict.WARN
+        if before is not Verdict.OK and self._beyond(value, self.clear):
+            return Verdict.WARN if self.warn is not None else before
+        return Verdict.OK
+
+    def bound(self, level: Verdict) -> float:
+        """Return the threshold that *level* speaks of."""
+        found = self.fail if level is Verdict.FAIL else self.warn
+        return next(b for b in (found, self.warn, self.fail, self.clear) if b is not None)
+
+    def _beyond(self, value: float, bound: float | None) -> bool:
+        if bound is None:
+            return False
+        return value <= bound if self.low else value >= bound
+
+
 class Rule(Struct, frozen=True):
     """How a check is run and judged; seconds.  *fast* 0: confirm at the normal interval.
 
-    *what* stands for all else that the check is; when it changes, what was seen is forgotten.
+    *hedge* 0: a silent look is not joined by another.  *what* stands for all else that the check
+    is; when it changes, what was seen is forgotten.
     """
 
     interval: float = 2.0
@@ -141,6 +175,10 @@ class Rule(Struct, frozen=True):
     fast: float = 0.2
     fall: int = 3
     rise: int = 3
+    down_count: int = 8
+    wipe_count: int = 12
+    hedge: float = 0.0
+    limits: Mapping[str, Limit] = {}
     what: str = ""
 
 
@@ -148,15 +186,25 @@ class ServicePlan(Struct, frozen=True):
     """How a service uses checks.
 
     *share* is the part of the weight that must go on serving, *least* the weight below which it
-    never falls; *window* and *grace* are shared fate's, in seconds.
+    never falls; *open*: when nobody passes, who is in stays in.  *prefer_share* of the weight stays
+    when preferred checks remove members; of all members, *pace_share* may be removed in
+    *pace_span* seconds.  *window* and *grace* are shared fate's, in seconds.  *failback*: an
+    exclusive service goes back to its first member.
     """
 
     name: str
     require: tuple[str, ...] = ()
+    prefer: tuple[str, ...] = ()
     watch: tuple[str, ...] = ()
     acts: bool = True  # False: mode observe
     least: int = 1
     share: float = 0.3
+    open: bool = True
+    prefer_share: float = 0.5
+    pace_share: float = 0.25
+    pace_span: float = 60.0
+    exclusive: bool = False
+    failback: bool = True
     window: float = 10.0
     grace: float = 10.0
     release: bool = False  # on exit, enable what we disabled
@@ -172,13 +220,17 @@ class NodePlan(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """All of the configuration that decisions depend on.  *at*: checks looked at on one node."""
+    """All of the configuration that decisions depend on.
+
+    *at*: checks looked at on one node; *causes*: checks that fail with a check when it is shared.
+    """
 
     nodes: Mapping[str, NodePlan] = {}
     rules: Mapping[str, Rule] = {}
     services: Mapping[str, ServicePlan] = {}
     watch: Mapping[str, tuple[str, ...]] = {}
     at: Mapping[str, str] = {}
+    causes: Mapping[str, tuple[str, ...]] = {}
 
     def node_of(self, word: str) -> str | None:
         """Return the node that relayd calls *word*."""
@@ -207,12 +259,17 @@ class Override(Struct, frozen=True):
     """
 
     target: str
-    kind: str  # "drain" or "maint"
+    kind: str  # drain, maint, pin; freeze and hands-off, of a service or of "all"
     who: str
     reason: str
     since: float
     until: float | None = None
     ends: float | None = None
+
+    @property
+    def key(self) -> str:
+        """What it replaces: one of drain, maint and pin on a target, and one freeze."""
+        return f"freeze {self.target}" if self.kind in ("freeze", "hands-off") else self.target
 
     def covers(self, service: str, node: str | None) -> bool:
         """Tell whether the override speaks of *node* in *service*."""
@@ -261,7 +318,10 @@ class Note(Struct, frozen=True):
 
 
 class Decision(Struct, frozen=True):
-    """What a member should be, why (*cause* is one word), and the chain of reasons."""
+    """What a member should be, why (*cause* is one word), and the chain of reasons.
+
+    *checks* has the preferred checks that are bad, where they are the cause.
+    """
 
     member: Member
     want: Want
@@ -269,6 +329,7 @@ class Decision(Struct, frozen=True):
     reason: str
     chain: tuple[Note, ...] = ()
     id: int = 0
+    checks: tuple[str, ...] = ()
 
 
 class Verb(StrEnum):

@@ -1,9 +1,11 @@
 """policy: who should serve, from health and from what relayd shows; each step recorded.
 
-The order is fixed: overrides (foreign first, then maint, then drain), require with witness looks
-and shared fate, floor.  Words used here:
+The order is fixed: overrides (foreign first, then maint, pin and drain), require with witness looks
+and shared fate, prefer with its load guard, exclusive or floor, pace, freeze.  Words used here:
 
-- a member *passes* if no required check is down; a check under shared fate does not count;
+- a member *passes* if no required check is down; a check under shared fate does not count, and one
+  that is down but still waits for its witnesses counts as down;
+- it is *free* if it passes and neither a hold nor a drain keeps it out;
 - it is *hopeful* if relayd shows it up, or cannot have found out yet: it was enabled by us, is
   about to be, or became `unknown` less than two relayd intervals ago.
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hactl.core.health import Health, State
 from hactl.core.model import (
@@ -33,48 +36,83 @@ from hactl.core.model import (
 )
 
 WITNESSES = 8  # witness looks at a time, per check
+HOLD = 16.0  # seconds of the first hold; each level doubles it
+LONGEST = 900.0  # seconds of the longest hold
+FORGIVE = 300.0  # seconds without a removal that take a level away
+CAP, HOUR = (
+    7,
+    3600.0,
+)  # removals by checks per member and hour: at most 15 changes, returns included
+RESTART = 5.0  # seconds: a node that answers again so soon was restarted, not sick
+LOAD, GUARDED = (
+    120.0,
+    900.0,
+)  # seconds: when a removal may be the cause of what follows, and for how long
 NEVER = Health()
 
 
-class Shared(Struct, frozen=True):
-    """A latched shared fate: the nodes that failed together, and when the first was up again."""
+Seat = tuple[str, Probe]  # a node and the probe that speaks for it there
 
-    nodes: frozenset[str]
+
+def lane(probe: Probe) -> str:
+    """Name the check whose probes share a fate with *probe*: IPv4 and IPv6 fail by themselves."""
+    return f"{probe.check} over IPv6" if ":" in probe.address else probe.check
+
+
+class Shared(Struct, frozen=True):
+    """A latched shared fate: who failed together, and when somebody was up again."""
+
+    seats: frozenset[Seat]
     since: float
     recovered: float | None = None
 
+    @property
+    def names(self) -> str:
+        """The nodes, for people."""
+        return ", ".join(sorted({node for node, _ in self.seats}))
+
 
 class Fate(Struct, frozen=True):
-    """What the probes of one check, taken together, say of each other.
+    """What the probes of one lane, taken together, say of each other.
 
-    *shared* suppresses the check on its nodes; *waits* has the nodes whose removal waits for
-    their siblings' answers, and until when.
+    *shared* suppresses the check at its seats (*caused*: because another check is shared, and
+    this one is declared to fail with it); *waits* has the seats whose removal waits for their
+    siblings' answers, and until when.
     """
 
     shared: Shared | None = None
-    waits: Mapping[str, float] = {}
+    waits: Mapping[Seat, float] = {}
+    caused: bool = False
 
-    def suppresses(self, node: str | None) -> bool:
-        """Tell whether the check removes nobody on *node* for now."""
-        return self.shared is not None and node in self.shared.nodes
+    @property
+    def own(self) -> Shared | None:
+        """The shared fate that the check itself has come to."""
+        return None if self.caused else self.shared
+
+    def suppresses(self, node: str | None, probe: Probe) -> bool:
+        """Tell whether the check removes nobody there for now."""
+        if self.shared is None:
+            return False
+        if self.caused:
+            return any(node == other for other, _ in self.shared.seats)
+        return (node, probe) in self.shared.seats
 
 
 def patience(rule: Rule) -> float:
     """Return how long, in seconds, a removal waits for its siblings' answers at most."""
-    return 2 * rule.timeout + 0.5
+    return 2 * (rule.timeout + 2 * rule.hedge) + 0.5
 
 
-def unanswered(group: Mapping[str, Probe], healths: Mapping[Probe, Health]) -> set[Probe]:
-    """Return the probes that have not been looked at since a sibling's first fail."""
-    suspects = {p for p in group.values() if healths.get(p, NEVER).suspect}
-    if not suspects:
-        return set()
-    newest = max(healths[p].bad_since or 0.0 for p in suspects)
-    return {
-        p
-        for p in group.values()
-        if p not in suspects and _before(healths.get(p, NEVER).looked, newest)
-    }
+def first_fail(group: Iterable[Seat], healths: Mapping[Probe, Health]) -> float | None:
+    """Return when the newest open row of fails among the seats began, None if there is none."""
+    return max(
+        (
+            health.bad_since
+            for _, probe in group
+            if (health := healths.get(probe, NEVER)).suspect and health.bad_since is not None
+        ),
+        default=None,
+    )
 
 
 def _before(looked: float | None, moment: float) -> bool:
@@ -82,7 +120,7 @@ def _before(looked: float | None, moment: float) -> bool:
 
 
 def judge_fate(
-    group: Mapping[str, Probe],
+    group: frozenset[Seat],
     healths: Mapping[Probe, Health],
     rule: Rule,
     latch: Shared | None,
@@ -90,53 +128,129 @@ def judge_fate(
     grace: float,
     now: float,
 ) -> Fate:
-    """Say whether the nodes of *group* fail together, and whose removal still has to wait.
+    """Say whether the seats of *group* fail together, and whose removal still has to wait.
 
-    *group* maps each node that uses the check (neither foreign nor in maintenance) to its probe.
-    A node whose probe was bad more than *window* before the newest one is no part of it, and
+    *group* has each node that uses the check (neither foreign nor in maintenance) with its probe.
+    A seat whose probe was bad more than *window* before the newest one is no part of it, and
     neither is one whose probe never had a verdict.
     """
+    found = {seat: healths.get(seat[1], NEVER) for seat in group}
     if latch is not None:
         if latch.recovered is None and any(
-            healths.get(group[n], NEVER).state is State.UP and not healths[group[n]].bad
-            for n in latch.nodes & group.keys()
+            health.well and (seat in latch.seats or not _before(health.looked, latch.since))
+            for seat, health in found.items()
         ):
-            latch = Shared(latch.nodes, latch.since, now)
-        if latch.nodes & group.keys() and (
-            latch.recovered is None or now < latch.recovered + grace
-        ):
+            latch = Shared(latch.seats, latch.since, now)
+        if latch.seats & group and (latch.recovered is None or now < latch.recovered + grace):
             return Fate(latch)
-    seen = {
-        node: health
-        for node, probe in group.items()
-        if (health := healths.get(probe, NEVER)).state is not State.UNKNOWN or health.bad
-    }
-    down = {node: health for node, health in seen.items() if health.state is State.DOWN}
+    seen = {s: h for s, h in found.items() if h.state is not State.UNKNOWN or h.bad}
+    down = {s: h for s, h in seen.items() if h.state is State.DOWN}
     if not down:
         return Fate()
     newest = max(h.bad_since for h in seen.values() if h.bad_since is not None)
     fresh = {
-        node: health
-        for node, health in seen.items()
+        seat: health
+        for seat, health in seen.items()
         if health.bad_since is None or health.bad_since >= newest - window
     }
-    together = len(fresh) >= 2 and all(health.bad for health in fresh.values())
+    several = len({node for node, _ in fresh}) >= 2
+    together = several and all(health.bad for health in fresh.values())
     patient = patience(rule)
-    out_of_patience = all(
-        now >= health.since + patient for node, health in fresh.items() if node in down
-    )
-    if together and (fresh.keys() <= down.keys() or out_of_patience):
+    waited = [now >= health.since + patient for seat, health in fresh.items() if seat in down]
+    if together and waited and (len(waited) == len(fresh) or all(waited)):
         return Fate(Shared(frozenset(fresh), now))
     waits = {}
-    for node, health in down.items():
+    for seat, health in down.items():
         until = health.since + patient
         if now < until and any(
             other.suspect or (not other.bad and _before(other.looked, health.bad_since or 0.0))
             for sibling, other in fresh.items()
-            if sibling != node and group[sibling] != group[node]
+            if sibling[1] != seat[1]
         ):
-            waits[node] = until
+            waits[seat] = until
     return Fate(None, waits)
+
+
+class Hold(Struct, frozen=True):
+    """How often a member was removed by checks, and until when it may not return for that.
+
+    *level* as of the newest of *removals* (their times, those of the last hour); *graced* is when
+    a restart last cost no level.
+    """
+
+    level: int = 0
+    removals: tuple[float, ...] = ()
+    until: float = float("-inf")
+    graced: float = float("-inf")
+
+    def removed(self, now: float) -> Hold:
+        """Count a removal; the return waits nothing at level 0, then 16 s, doubling."""
+        level = self.level_at(now)
+        wait = min(HOLD * 2 ** (level - 1), LONGEST) if level else 0.0
+        removals = (*(t for t in self.removals if t > now - HOUR), now)
+        until = now + wait
+        if len(removals) >= CAP:
+            until = max(until, removals[-CAP] + HOUR)
+        return Hold(level + 1, removals, until, self.graced)
+
+    def level_at(self, now: float) -> int:
+        """Return the level: one less for each five minutes since the last removal."""
+        if not self.removals:
+            return 0
+        return max(0, self.level - int((now - self.removals[-1]) // FORGIVE))
+
+    def forgiven(self, answered: float, now: float) -> Hold:
+        """Take the level back if the node was only restarted, once an hour."""
+        quick = bool(self.removals) and answered - self.removals[-1] <= RESTART
+        if self.level == 1 and quick and now > self.graced + HOUR:
+            return Hold(0, self.removals, self.until, now)
+        return self
+
+
+class LoadGuard(Struct, frozen=True):
+    """Whether a prefer check's removals made things worse: *removed* is the newest of them.
+
+    Until *until* the check removes nobody; *span* is how long the next guard will be.
+    """
+
+    removed: float = float("-inf")
+    until: float = float("-inf")
+    span: float = GUARDED
+
+
+class Memory(Struct, frozen=True):
+    """What policy remembers of a service from one decision to the next.
+
+    *out* has the members whose removal was carried out and still holds (doing it again is no new
+    removal), *paced* the times of removals by checks, *guards* the load guards by check, *owner*
+    an exclusive service's owner, *latched* the members that a freeze keeps in.
+    """
+
+    holds: Mapping[Member, Hold] = {}
+    out: frozenset[Member] = frozenset()
+    paced: tuple[float, ...] = ()
+    guards: Mapping[str, LoadGuard] = {}
+    owner: Member | None = None
+    latched: frozenset[Member] | None = None
+
+    def lasting(self) -> Memory:
+        """Return the part that must survive a restart of hactld: holds, and who is the owner."""
+        return Memory(holds=self.holds, owner=self.owner)
+
+    def removed(self, decision: Decision, now: float) -> Memory:
+        """Count a removal that was carried out; the same one again after a reload is none."""
+        member = decision.member
+        if member in self.out:
+            return self
+        kept = replace(self, out=self.out | {member})
+        if decision.cause not in ("check", "prefer"):
+            return kept
+        guards = dict(self.guards)
+        for check in decision.checks if decision.cause == "prefer" else ():
+            guards[check] = replace(guards.get(check, LoadGuard()), removed=now)
+        hold = self.holds.get(member, Hold()).removed(now)
+        paced = (*(t for t in self.paced if t > now - HOUR), now)
+        return replace(kept, holds={**self.holds, member: hold}, paced=paced, guards=guards)
 
 
 class Standing(Struct, frozen=True):
@@ -144,7 +258,7 @@ class Standing(Struct, frozen=True):
 
     *status* is None where relayd hides the host; *since* is when it began to show *status*;
     *fixed* says why nothing can be done to the host ("" if something can); *probes* has the
-    required checks' probes, in the service's order.
+    required checks' probes, *prefers* those of the preferred ones, in the service's order.
     """
 
     member: Member
@@ -157,6 +271,7 @@ class Standing(Struct, frozen=True):
     override: Override | None = None
     owned: Owned | None = None
     probes: tuple[Probe, ...] = ()
+    prefers: tuple[Probe, ...] = ()
 
     @property
     def foreign(self) -> bool:
@@ -169,14 +284,35 @@ class Standing(Struct, frozen=True):
 
 
 class View(Struct, frozen=True):
-    """One member, judged by its own checks alone: what policy reasons with from there on."""
+    """One member, judged by its own checks alone: what policy reasons with from there on.
+
+    *failing*: the required checks that are down and speak for removal, *waiting* whether that
+    removal waits for witnesses; *worse* maps each preferred check that is bad to how bad (1
+    degraded, 2 down); *held* says why the member may not return yet, if it is out.
+    """
 
     standing: Standing
-    failing: tuple[str, ...]  # "smtp: no answer at greeting", checks that speak for removal
-    held: str  # why it may not return yet, if it is out
-    drained: bool
+    failing: tuple[str, ...]
+    waiting: bool
+    worse: Mapping[str, int]
+    held: str
     notes: tuple[Note, ...]
     order: int
+    degraded: bool = False
+
+    @property
+    def member(self) -> Member:
+        return self.standing.member
+
+    @property
+    def drained(self) -> bool:
+        override = self.standing.override
+        return override is not None and override.kind == "drain"
+
+    @property
+    def pinned(self) -> bool:
+        override = self.standing.override
+        return override is not None and override.kind == "pin"
 
     @property
     def passes(self) -> bool:
@@ -184,15 +320,29 @@ class View(Struct, frozen=True):
 
     @property
     def free(self) -> bool:
-        return self.passes and not self.drained and not self.held
+        return self.pinned or (self.passes and not self.drained and not self.held)
 
     @property
-    def rank(self) -> tuple[int, bool, bool, int, int]:
-        """Sort key for recalls: class, who is in now, who is up in relayd, weight, order."""
+    def badness(self) -> int:
+        """How bad its worst preferred check is: 0 well, 1 degraded, 2 down."""
+        return max(self.worse.values(), default=0)
+
+    @property
+    def grade(self) -> int:
+        """The member's class: 0 up, 1 degraded, 2 held or drained, 5 down, 6 down and drained."""
+        if self.failing:
+            return 6 if self.drained else 5
+        if self.drained or self.held:
+            return 2
+        return 1 if self.worse or self.degraded else 0
+
+    def rank(self, holds: Mapping[Member, Hold], now: float) -> tuple[float, ...]:
+        """Sort key: class, who is in, who is up, fewest removals, weight, table and name order."""
         standing = self.standing
-        grade = 5 + self.drained if self.failing else 2 if self.drained or self.held else 0
         up = standing.status is HostStatus.UP
-        return (grade, not standing.enabled, not up, -standing.weight, self.order)
+        hold = holds.get(self.member, Hold())
+        recent = sum(t > now - HOUR for t in hold.removals)
+        return (self.grade, not standing.enabled, not up, recent, -standing.weight, self.order)
 
 
 def view(
@@ -200,43 +350,93 @@ def view(
     order: int,
     healths: Mapping[Probe, Health],
     fates: Mapping[str, Fate],
+    memory: Memory,
+    now: float,
 ) -> View:
-    """Judge one candidate by its required checks, shared fate and witness waits applied."""
+    """Judge one candidate by its checks, with shared fate, witness waits and holds applied."""
     failing: list[str] = []
     notes: list[Note] = []
-    unsure: list[str] = []
-    answered = False
+    waiting = degraded = False
     for probe in standing.probes:
-        health, check = healths.get(probe, NEVER), probe.check
-        fate = fates.get(check, Fate())
-        answered = answered or health.state is not State.UNKNOWN
-        if health.state is State.UNKNOWN and health.bad:
-            unsure.append(check)
+        health, fate = healths.get(probe, NEVER), fates.get(lane(probe), Fate())
+        degraded = degraded or health.state is State.DEGRADED
         if health.state is not State.DOWN:
             continue
-        text = f"{check}: {health.reason}"
-        if fate.suppresses(standing.node):
-            assert fate.shared is not None
-            names = ", ".join(sorted(fate.shared.nodes))
-            notes.append(
-                Note("shared fate", f"{text}; {names} fail together, so nobody is removed")
-            )
-        elif standing.enabled and (until := fate.waits.get(standing.node or "")) is not None:
+        text = f"{probe.check}: {health.reason}"
+        if fate.suppresses(standing.node, probe):
+            notes.append(Note("shared fate", f"{text}; {_together(fate)}, so nobody is removed"))
+            continue
+        failing.append(text)
+        until = fate.waits.get((standing.node or "", probe)) if standing.enabled else None
+        if until is not None:
+            waiting = True
             notes.append(Note("witness", f"{text}; waits for the answers of its siblings", until))
         else:
-            failing.append(text)
             notes.append(Note("require", f"{text}; down removes the member"))
-    held = ""
+    # one reason that needs no witness is enough
+    waiting = waiting and not any(note.rule == "require" for note in notes)
+    worse: dict[str, int] = {}
+    for probe in standing.prefers:
+        health, fate = healths.get(probe, NEVER), fates.get(lane(probe), Fate())
+        bad = {State.DEGRADED: 1, State.DOWN: 2}.get(health.state, 0)
+        if not bad:
+            continue
+        text = f"{probe.check} is {health.state}: {health.reason}"
+        guard = memory.guards.get(probe.check, LoadGuard())
+        if fate.suppresses(standing.node, probe):
+            notes.append(Note("shared fate", f"{text}; {_together(fate)}, so nobody is removed"))
+        elif now < guard.until:
+            why = "it got worse for the others when it removed one, so it removes nobody"
+            notes.append(Note("load guard", f"{text}; {why}", guard.until))
+        else:
+            worse[probe.check] = bad
+            notes.append(Note("prefer", text))
+    held = _held(standing, healths, memory, now, notes)
+    return View(standing, tuple(failing), waiting, worse, held, tuple(notes), order, degraded)
+
+
+def _together(fate: Fate) -> str:
+    assert fate.shared is not None
+    return f"{fate.shared.names} fail together"
+
+
+def _held(
+    standing: Standing,
+    healths: Mapping[Probe, Health],
+    memory: Memory,
+    now: float,
+    notes: list[Note],
+) -> str:
+    """Say why a member that checks took out may not return yet, "" if it may."""
     owned = standing.owned
-    if standing.status is HostStatus.DISABLED and owned and owned.cause == "check":
-        if unsure:
-            held = f"{unsure[0]} has no verdict yet, and its newest look failed"
-        elif standing.probes and not answered:
-            held = "no required check has an answer yet"
-    if held:
-        notes.append(Note("unknown", f"{held}; it stays out"))
-    drained = standing.override is not None and standing.override.kind == "drain"
-    return View(standing, tuple(failing), held, drained, tuple(notes), order)
+    if standing.enabled or owned is None or owned.cause not in ("check", "prefer", "floor"):
+        return ""
+    seen = [(probe, healths.get(probe, NEVER)) for probe in standing.probes]
+    for probe, health in seen:
+        if health.state is State.UNKNOWN and health.bad:
+            held = f"{probe.check} has no verdict yet, and its newest look failed"
+            notes.append(Note("unknown", f"{held}; it stays out"))
+            return held
+    for probe, health in seen:
+        if health.state is State.UNKNOWN:
+            held = f"{probe.check} has no answer yet"
+            notes.append(Note("unknown", f"{held}; it stays out"))
+            return held
+    hold = memory.holds.get(standing.member, Hold())
+    if now < hold.until:
+        held = f"removed {len(hold.removals)} times in an hour; it returns later each time"
+        notes.append(Note("hold", held, hold.until))
+        return held
+    lost = [probe.check for probe, health in seen if _lost(health)]
+    if hold.level and seen and len(lost) == len(seen):
+        held = "its hold is over, but no required check can be looked at now"
+        notes.append(Note("unknown", f"{held}; it waits for an answer"))
+        return held
+    return ""
+
+
+def _lost(health: Health) -> bool:
+    return health.last is not None and health.last.verdict is Verdict.UNKNOWN
 
 
 def hopeful(standing: Standing, interval: float, now: float) -> bool:
@@ -258,58 +458,238 @@ def minimum(service: ServicePlan, standings: Iterable[Standing]) -> int:
     return max(service.least, int(service.share * sum(s.weight for s in members) + 1e-9))
 
 
+class _Round(Struct):
+    """One decision of a service, while it is made."""
+
+    service: ServicePlan
+    views: list[View]
+    memory: Memory
+    floor: int
+    bystanders: int  # weight of members that we cannot switch, but that do serve
+    interval: float
+    now: float
+    wanted: set[Member]
+    kept: dict[Member, Note]  # in against their own checks or wishes, and why
+    pushed: dict[Member, str]  # out though they pass, and why ("prefer", "exclusive")
+
+    def weight(self, *, waiting: bool = False) -> int:
+        """Return the weight of those who are wanted and hopeful; *waiting* ones too, if so asked."""
+        return self.bystanders + sum(
+            v.standing.weight
+            for v in self.views
+            if (v.member in self.wanted or v.member in self.kept or (waiting and v.waiting))
+            and hopeful(v.standing, self.interval, self.now)
+        )
+
+
 def decide(
     service: ServicePlan,
     standings: Sequence[Standing],
     healths: Mapping[Probe, Health],
     fates: Mapping[str, Fate],
+    memory: Memory,
     interval: float,
     now: float,
-) -> list[Decision]:
+    frozen: Override | None = None,
+) -> tuple[list[Decision], Memory]:
     """Say for every member what it should be; *interval* is relayd's, in seconds."""
     decisions = {s.member: d for s in standings if (d := overridden(s)) is not None}
-    views = [
-        view(standing, order, healths, fates)
-        for order, standing in enumerate(standings)
-        if standing.member not in decisions
-    ]
-    floor = minimum(service, standings)
-    bystanders = sum(  # members that we cannot switch, but that do serve
+    memory = _relieve(memory, standings, healths, now)
+    candidates = [s for s in standings if s.member not in decisions]
+    memory = _guard_load(memory, service, candidates, healths, fates, now)
+    views = [view(s, n, healths, fates, memory, now) for n, s in enumerate(candidates)]
+    bystanders = sum(
         s.weight
         for s in standings
-        if s.status is HostStatus.UP
-        and (d := decisions.get(s.member)) is not None
-        and d.want is Want.LEAVE
-    )
-    wanted = {v.standing.member for v in views if v.free}
-    recalled: dict[Member, str] = {}
+        if s.status is HostStatus.UP and s.member in decisions
+        and decisions[s.member].want is Want.LEAVE
+    )  # fmt: skip
+    wanted = {v.member for v in views if v.free}
+    floor = minimum(service, standings)
+    round_ = _Round(service, views, memory, floor, bystanders, interval, now, wanted, {}, {})
+    if service.exclusive:
+        owner = _exclusive(round_)
+        memory = memory if owner == memory.owner else replace(memory, owner=owner)
+    else:
+        _prefer(round_)
+        _hold_the_floor(round_)
+        _pace(round_)
+    found = {v.member: _decision(v, round_) for v in views}
+    back = frozenset(m for m, d in found.items() if d.want is Want.IN)
+    if memory.out & back:
+        memory = replace(memory, out=memory.out - back)
+    memory, found = _freeze(frozen, memory, views, found, now)
+    decisions.update(found)
+    return [decisions[s.member] for s in standings], memory
 
-    def weight() -> int:
-        return bystanders + sum(
-            v.standing.weight
-            for v in views
-            if (v.standing.member in wanted or v.standing.member in recalled)
-            and hopeful(v.standing, interval, now)
+
+def _relieve(
+    memory: Memory, standings: Sequence[Standing], healths: Mapping[Probe, Health], now: float
+) -> Memory:
+    """Forgive the members that were only restarted."""
+    holds = dict(memory.holds)
+    for standing in standings:
+        hold = holds.get(standing.member)
+        if hold is None or hold.level != 1:
+            continue
+        states = [healths.get(probe, NEVER) for probe in standing.probes]
+        times = [h.answered for h in states if h.answered is not None]
+        if times and all(h.state is not State.DOWN for h in states):
+            holds[standing.member] = hold.forgiven(max(times), now)
+    return memory if holds == memory.holds else replace(memory, holds=holds)
+
+
+def _guard_load(
+    memory: Memory,
+    service: ServicePlan,
+    candidates: Sequence[Standing],
+    healths: Mapping[Probe, Health],
+    fates: Mapping[str, Fate],
+    now: float,
+) -> Memory:
+    """Undo a preferred check's removals if all who were left turned bad on it soon after."""
+    guards = dict(memory.guards)
+    for check in service.prefer:
+        guard = guards.get(check)
+        if guard is None or now < guard.until or now > guard.removed + LOAD:
+            continue
+        left = [
+            healths.get(probe, NEVER)
+            for s in candidates
+            if s.enabled
+            for probe in s.prefers
+            if probe.check == check
+        ]
+        if left and all(h.state in (State.DEGRADED, State.DOWN) for h in left):
+            guards[check] = LoadGuard(guard.removed, now + guard.span, guard.span * 2)
+    return memory if guards == memory.guards else replace(memory, guards=guards)
+
+
+def _prefer(round_: _Round) -> None:
+    """Take out the worst of those that pass, as long as a better one serves and enough stay."""
+    total = sum(v.standing.weight for v in round_.views)
+    order = sorted(round_.views, key=lambda v: (-v.badness, -v.order))
+    for v in order:
+        if not v.badness or v.member not in round_.wanted or v.pinned:
+            continue
+        rest = [u for u in round_.views if u.member in round_.wanted and u is not v]
+        better = any(u.badness < v.badness and u.standing.status is HostStatus.UP for u in rest)
+        weight = sum(
+            u.standing.weight for u in rest if hopeful(u.standing, round_.interval, round_.now)
         )
+        if better and weight + round_.bystanders >= round_.service.prefer_share * total:
+            round_.wanted.discard(v.member)
+            round_.pushed[v.member] = "prefer"
 
-    for candidate in sorted(views, key=lambda v: v.rank):
-        if weight() >= floor or not views:
+
+def _exclusive(round_: _Round) -> Member | None:
+    """Choose the one member that is in; return it.  A pinned one is it in any case."""
+    views = {v.member: v for v in round_.views}
+    holds, now = round_.memory.holds, round_.now
+    by_rank = sorted(round_.views, key=lambda v: v.rank(holds, now))
+    owner = views.get(round_.memory.owner) if round_.memory.owner else None
+    if owner is None:  # nobody is it yet: whoever serves now, if it passes
+        owner = next((v for v in by_rank if v.standing.enabled and v.passes), None)
+    candidates = [v for v in round_.views if v.free and not v.waiting]
+    pinned = next((v for v in round_.views if v.pinned), None)
+    if pinned is not None:
+        chosen: View | None = pinned
+    elif owner is not None and (owner.passes or owner.waiting) and not owner.drained:
+        first = min(candidates, key=lambda v: v.order, default=owner)
+        back = round_.service.failback and first.order < owner.order
+        chosen = first if back else owner
+    else:
+        ranked = [v for v in by_rank if v in candidates]
+        chosen = ranked[0] if ranked else None
+        if chosen is None and round_.service.open:
+            chosen = owner or next(iter(by_rank), None)
+            if chosen is not None:
+                text = "nobody passes, and somebody has to be it"
+                round_.kept[chosen.member] = Note("exclusive", text)
+    round_.wanted = set() if chosen is None else {chosen.member}
+    round_.pushed = {v.member: "exclusive" for v in round_.views if v is not chosen and v.passes}
+    return chosen.member if chosen is not None else round_.memory.owner
+
+
+def _hold_the_floor(round_: _Round) -> None:
+    """Call members back, or keep them, so that a service is never emptied."""
+    views, floor = round_.views, round_.floor
+    by_rank = sorted(views, key=lambda v: v.rank(round_.memory.holds, round_.now))
+    for v in by_rank:
+        if round_.weight(waiting=True) >= floor:
             break
-        if candidate.passes and candidate.standing.member not in wanted:
-            recalled[candidate.standing.member] = "fewer than the floor would serve"
-    if views and weight() < floor:
+        if v.passes and v.member not in round_.wanted:
+            text = f"fewer than the floor ({floor}) would serve without it"
+            round_.kept[v.member] = Note("floor", text)
+    if round_.weight() >= floor or not round_.service.open:
+        return
+    nobody = not any(v.free and hopeful(v.standing, round_.interval, round_.now) for v in views)
+    for v in by_rank:
+        if not nobody and round_.weight() >= floor:
+            break  # somebody passes: the best of the others, as many as the floor needs
+        if v.standing.enabled and v.member not in round_.wanted:
+            text = f"nobody who passes serves in its place (floor {floor})"
+            round_.kept.setdefault(v.member, Note("floor", text))
+    hoped = any(
+        hopeful(v.standing, round_.interval, round_.now) for v in views if v.standing.enabled
+    )
+    if round_.weight() == 0 and not hoped:
         for v in views:
-            if v.standing.enabled and v.standing.member not in wanted:
-                recalled.setdefault(v.standing.member, "nobody who passes serves in its place")
-        if weight() == 0 and not any(
-            hopeful(v.standing, interval, now) for v in views if v.standing.enabled
-        ):
-            for v in views:
-                if v.standing.member not in wanted:
-                    recalled.setdefault(v.standing.member, "nobody serves at all")
+            if v.member not in round_.wanted:
+                text = "nobody serves at all, so everybody may try"
+                round_.kept.setdefault(v.member, Note("floor", text))
+
+
+def _pace(round_: _Round) -> None:
+    """Let only so many removals by checks happen in a while; those beyond wait, the best last."""
+    service, memory, now = round_.service, round_.memory, round_.now
+    leaving = [
+        v
+        for v in round_.views
+        if v.standing.enabled
+        and v.member not in round_.wanted
+        and v.member not in round_.kept
+        and v.member not in memory.out
+        and not v.waiting
+        and not v.drained
+    ]
+    entering = sum(not v.standing.enabled and v.member in round_.wanted for v in round_.views)
+    recent = [t for t in memory.paced if t > now - service.pace_span]
+    room = max(1, int(service.pace_share * len(round_.views) + 1e-9)) - len(recent) + entering
+    leaving.sort(key=lambda v: (-v.grade, -v.badness, v.order))
+    for v in leaving[max(0, room) :]:
+        until = min(recent, default=now) + service.pace_span
+        text = f"{len(recent)} were removed within {service.pace_span:g}s; it has to wait"
+        round_.kept[v.member] = Note("pace", text, until)
+
+
+def _freeze(
+    frozen: Override | None,
+    memory: Memory,
+    views: Sequence[View],
+    found: dict[Member, Decision],
+    now: float,
+) -> tuple[Memory, dict[Member, Decision]]:
+    """While frozen, let those be in who were in when it began; the decisions are shown all the same."""
+    if frozen is None:
+        if memory.latched is None:
+            return memory, found
+        return replace(memory, latched=None), found
+    latched = memory.latched
+    if latched is None:
+        latched = frozenset(v.member for v in views if v.standing.enabled)
+        memory = replace(memory, latched=latched)
     for v in views:
-        decisions[v.standing.member] = _decision(v, wanted, recalled, floor)
-    return [decisions[s.member] for s in standings]
+        decision = found[v.member]
+        want = Want.IN if v.member in latched else Want.OUT
+        if decision.cause in ("drain", "pin") or decision.want is want:
+            continue
+        text = f"{words(frozen)}; without the freeze it would be {decision.want}"
+        note = Note("freeze", text, frozen.ends)
+        found[v.member] = Decision(
+            v.member, want, "freeze", f"frozen: {decision.reason}", (*decision.chain, note)
+        )
+    return memory, found
 
 
 def overridden(standing: Standing) -> Decision | None:
@@ -319,20 +699,26 @@ def overridden(standing: Standing) -> Decision | None:
         return _fixed(member, Want.LEAVE, "fixed", standing.fixed)
     if standing.foreign:
         text = "disabled by somebody else; it is never undone by hactl"
+        if override is not None and override.kind == "pin":
+            text += "; a pin does not lift it either"
         return _fixed(member, Want.LEAVE, "foreign", text)
     if override is not None and override.kind == "maint":
-        return _fixed(member, Want.OUT, "maint", words(override))
+        return _fixed(member, Want.OUT, "maint", words(override), override.ends)
     if standing.status is None:
         text = "relayd hides it: its table or service is disabled, or gone"
         return _fixed(member, Want.LEAVE, "hidden", text)
     if standing.node is None:
         text = f"no node of hactl.yaml has the name or address {member.host}"
+        if standing.owned is not None:  # we disabled it when it was a node still
+            return _fixed(member, Want.IN, "stranger", f"{text} any more: it is handed back")
         return _fixed(member, Want.LEAVE, "stranger", text)
     return None
 
 
-def _fixed(member: Member, want: Want, cause: str, text: str) -> Decision:
-    return Decision(member, want, cause, text, (Note(cause, text),))
+def _fixed(
+    member: Member, want: Want, cause: str, text: str, until: float | None = None
+) -> Decision:
+    return Decision(member, want, cause, text, (Note(cause, text, until),))
 
 
 def words(override: Override) -> str:
@@ -340,30 +726,41 @@ def words(override: Override) -> str:
     return f"{override.who}: {override.reason}" if override.reason else override.who
 
 
-def _decision(v: View, wanted: set[Member], recalled: Mapping[Member, str], floor: int) -> Decision:
+def _decision(v: View, round_: _Round) -> Decision:
     """Turn what was found out about a candidate into its decision."""
-    member, standing = v.standing.member, v.standing
+    member, override = v.member, v.standing.override
     notes = list(v.notes)
     cause, reason = "check", "; ".join(v.failing)
-    if v.drained:
-        assert standing.override is not None
-        cause, reason = "drain", words(standing.override)
-        notes.insert(0, Note("drain", reason, standing.override.ends))
+    if override is not None and (v.drained or v.pinned):
+        cause, reason = override.kind, words(override)
+        notes.insert(0, Note(override.kind, reason, override.ends))
+        if v.pinned:
+            return Decision(member, Want.IN, "pin", reason, tuple(notes))
+    elif member in round_.pushed and not v.failing:
+        cause = round_.pushed[member]
+        reason = notes[0].text if cause == "prefer" else _who_is_it(round_)
     elif not reason:
         reason = v.held
-    if member in recalled:
-        text = f"{recalled[member]} (floor {floor}): it stays in"
-        notes.append(Note("floor", text))
-        return Decision(member, Want.IN, "floor", f"{reason}; {text}", tuple(notes))
-    if member not in wanted:
-        return Decision(member, Want.OUT, cause, reason, tuple(notes))
-    waits = next((n.text for n in notes), "")
-    if not notes:
-        notes.append(Note("require", "every required check passes"))
-    return Decision(member, Want.IN, "", waits, tuple(notes))
+    if (note := round_.kept.get(member)) is not None:
+        notes.append(note)
+        told = f"{reason}; {note.text}" if reason else note.text
+        return Decision(member, Want.IN, note.rule, told, tuple(notes))
+    if member in round_.wanted or (v.waiting and not v.drained and not round_.service.exclusive):
+        told = notes[0].text if notes else ""
+        notes = notes or [Note("require", "every required check passes")]
+        return Decision(member, Want.IN, "", told, tuple(notes))
+    if cause == "exclusive":
+        notes.append(Note("exclusive", reason))
+    return Decision(member, Want.OUT, cause, reason, tuple(notes), checks=tuple(v.worse))
+
+
+def _who_is_it(round_: _Round) -> str:
+    return f"{', '.join(m.host for m in round_.wanted) or 'nobody'} is the one member that serves"
 
 
 def newest_ok(standing: Standing, healths: Mapping[Probe, Health]) -> bool:
     """Tell whether the newest look of every required check was ok, and there was one."""
     lasts = [healths.get(probe, NEVER).last for probe in standing.probes]
-    return bool(lasts) and all(last and last.verdict is Verdict.OK for last in lasts)
+    return bool(lasts) and all(
+        last and last.verdict in (Verdict.OK, Verdict.WARN) for last in lasts
+    )

@@ -13,7 +13,17 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from hactl.core.model import Action, Decision, Facts, HostStatus, Member, Note, Verb, Want
+from hactl.core.model import (
+    Action,
+    Decision,
+    Facts,
+    HostStatus,
+    Member,
+    Note,
+    ServicePlan,
+    Verb,
+    Want,
+)
 from hactl.core.policy import Standing
 
 DWELL = 1.0  # seconds between a disable and the next enable of the same host
@@ -32,6 +42,10 @@ class Polling(Struct, frozen=True):
     open: bool = False
     gap: float = PAIR_GAP
 
+    def ready(self, facts: Facts) -> float:
+        """Return when the results of the newest poll are in, whatever its hosts do."""
+        return self.sent + facts.longest + MARGIN
+
 
 class Step(Struct, frozen=True):
     """What to do now, in order, and who has to wait for what."""
@@ -43,6 +57,7 @@ class Step(Struct, frozen=True):
 
 def reconcile(
     pairs: Sequence[tuple[Standing, Decision, int | None]],
+    services: Mapping[str, ServicePlan],
     floors: Mapping[str, int],
     disabled_at: Mapping[Member, float],
     eager: frozenset[str],
@@ -69,14 +84,20 @@ def reconcile(
         member, off = standing.member, not standing.enabled
         if decision.want is Want.IN and off:
             ready = disabled_at.get(member, float("-inf")) + DWELL
-            if now < ready:
+            rivals = _rivals(pairs, member) if services[member.service].exclusive else []
+            if rivals:
+                text = f"enabled once relayd shows {', '.join(rivals)} disabled"
+                waits[member] = Note("exclusive", text)
+            elif now < ready:
                 waits[member] = Note("dwell", "enabled a second after its disable", ready)
             else:
                 enables.append(
                     Action(Verb.ENABLE, decision.id, decision.reason or "passes", member, host)
                 )
         elif decision.want is Want.OUT and not off:
+            service = services[member.service]
             guards = standing.status is HostStatus.UP and decision.cause != "maint"
+            guards = guards and service.open and not service.exclusive
             if guards and serving[member.service] < floors[member.service]:
                 guarded = True
                 waits[member] = Note(
@@ -87,6 +108,15 @@ def reconcile(
     needed = guarded or bool(eager)
     poll, polling = _poll(needed, polling, facts, everybody_up, now)
     return Step((*enables, *disables, *poll), waits, polling)
+
+
+def _rivals(pairs: Sequence[tuple[Standing, Decision, int | None]], member: Member) -> list[str]:
+    """Return the members of the same service that are enabled still."""
+    return [
+        s.member.host
+        for s, _, _ in pairs
+        if s.member.service == member.service and s.member != member and s.enabled
+    ]
 
 
 def _serving(pairs: Sequence[tuple[Standing, Decision, int | None]]) -> dict[str, int]:
@@ -105,7 +135,7 @@ def _poll(
     """Send the first or the second poll of a pair when it is useful and harmless."""
     if facts.checked is None:
         return (), polling
-    harmless = everybody_up or now > polling.sent + facts.longest + MARGIN
+    harmless = everybody_up or now >= polling.ready(facts)
     if polling.open:
         if not harmless:
             return (), polling

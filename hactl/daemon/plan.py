@@ -86,15 +86,15 @@ def facts(conf: RelaydConf) -> Facts:
 def mismatches(config: Config, conf: RelaydConf) -> Iterable[str]:
     """Say where hactl.yaml and relayd.conf do not speak of the same things."""
     known = {service.name: service for service in conf.services}
-    words = plan(config)
+    words = {word: node.name for node in plan(config).nodes.values() for word in node.words}
     for name in config.services:
         if name not in known:
             yield f"service {name}: relayd.conf has no redirect or relay of that name"
             continue
         for table in known[name].tables:
             for host in table.hosts:
-                if words.node_of(host.name) is None:
+                if host.name not in words:
                     yield f"service {name}: host {host.name} of table {table.name} is no node"
-    used = {words.node_of(h.name) for s in known.values() for t in s.tables for h in t.hosts}
+    used = {words.get(h.name) for s in known.values() for t in s.tables for h in t.hosts}
     for node in config.nodes.keys() - used - config.watch.keys():
         yield f"node {node}: in no table of relayd.conf, and not watched"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hactl.core.health import State
 from hactl.core.model import Action, HostStatus, Member, Override, Probe, Result, Verb, Want
+from hactl.core.policy import lane
 from tests.core.world import LOST, OK, REFUSED, SILENT, World
 
 SHAPES = (
@@ -118,7 +119,7 @@ class Watched(World):
             for member in self.members(service)
             if not any(
                 self.engine.healths[p].state is State.DOWN
-                and not self.engine.fates[p.check].suppresses(p.node)
+                and not self.engine.fates[lane(p)].suppresses(p.node, p)
                 for p in self.engine.standings[member].probes
             )
         }

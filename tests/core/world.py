@@ -166,8 +166,10 @@ class World:
     def restart_hactld(self) -> None:
         """Kill hactld and start it anew with what it had stored."""
         owned, overrides = self.engine.owned, self.engine.overrides
+        memories = self.engine.memories
         self.engine = Engine(self.plan, self.facts, self.now, counter=self.engine.counter + 1024)
         self.engine.owned, self.engine.overrides = dict(owned), dict(overrides)
+        self.engine.remember({s: m.lasting() for s, m in memories.items()})
         self.flights = []
 
     def run(self, seconds: float) -> World:
@@ -220,6 +222,7 @@ class World:
 OK = ok("220 ready")
 REFUSED = fail("connection refused")
 SILENT = fail("silent")
+WARNED = Result(Verdict.WARN, "slow")
 LOST = unknown("too many open files")
 
 
@@ -235,4 +238,4 @@ def failing(
     return say
 
 
-__all__ = ["LOST", "OK", "REFUSED", "SILENT", "Verdict", "World", "failing"]
+__all__ = ["LOST", "OK", "REFUSED", "SILENT", "WARNED", "Verdict", "World", "failing"]
