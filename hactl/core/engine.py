@@ -405,7 +405,7 @@ class Engine:
         for key, override in list(self.overrides.items()):
             if override.ends is not None and now >= override.ends:
                 del self.overrides[key]
-                fields = (("override", override.kind), ("target", override.target))
+                fields = (("override", override.kind), ("target", override.target), ("key", key))
                 self._events.append(Event("expired", fields=fields))
 
     def _stand(self, now: float) -> None:

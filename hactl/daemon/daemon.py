@@ -20,12 +20,13 @@ from hactl.config import Config, ConfigError
 from hactl.core import explain
 from hactl.core.engine import CYCLE, Engine, Event
 from hactl.core.explain import Snapshot
-from hactl.core.model import Action, Checked, Override, Probe, Verb
+from hactl.core.model import Action, Checked, Member, Override, Owned, Probe, Verb
+from hactl.core.policy import HOUR, Hold, Memory
 from hactl.core.units import Duration
 from hactl.daemon import plan as plan_
 from hactl.daemon.control import Answer, Control, Request
 from hactl.daemon.runner import Runner
-from hactl.daemon.store import BLOCK, Store, Stored, StoreError
+from hactl.daemon.store import BLOCK, HoldRow, Lasting, Store, Stored, StoreError
 from hactl.relayd import conf as conf_
 from hactl.relayd.relayctl import Answer as Said
 from hactl.relayd.relayctl import Relayctl, RelayctlError
@@ -34,6 +35,7 @@ log = logging.getLogger("hactld")
 
 INTENT = 0.25  # seconds a removal waits for its intent to be on disk
 UNSURE = 60.0  # seconds for which a command that outlived its deadline may still be carried out
+UNWRITTEN = Owned(-1, "")  # stands for a record that is not on disk
 NO_END = 2**31  # seconds; an override may not last longer
 
 
@@ -67,7 +69,11 @@ class Daemon:
         self._reserved = stored.counter
         for override in stored.overrides:
             self._engine.override(self._timed(override))
+        self._engine.remember(
+            {name: self._from_wall(name, lasting) for name, lasting in stored.memories.items()}
+        )
         self._written = dict(self._engine.owned)
+        self._remembered: dict[str, Memory] = {}
 
     # Life
 
@@ -126,6 +132,11 @@ class Daemon:
         self._engine.replan(plan_.plan(config), self._loop.time())
         await self._configure()
         self._notes += [f"{key} changed: it takes a restart of hactld" for key in stays]
+        self._notes += [
+            f"{o.kind} of {o.target} speaks of nothing any more; end it with hactl resume"
+            for o in self._engine.overrides.values()
+            if self._stranger(o.kind, o.target) is not None
+        ]
         log.info("%s loaded", self._path)
         self._wake.set()
         return []
@@ -192,27 +203,23 @@ class Daemon:
             self._engine.observed(observation, self._loop.time())
             actions = self._engine.actions(self._loop.time())
             self._report()  # the decision before its action
-            if not actions or actions[0].words() in tried:
-                break  # what was done and has not shown gets another try in the next cycle
-            if actions[0].verb is not Verb.POLL:
-                tried.add(actions[0].words())
-            if not await self._act(actions[0]):
+            # what was done and does not show, or was refused, gets its next try in the next cycle
+            action = next((a for a in actions if a.words() not in tried), None)
+            if action is None:
                 break
-            if actions[0].verb is Verb.POLL:
-                tried.clear()
-                break  # its results need a moment
+            tried.add(action.words())
+            answer = await self._act(action)
+            if action.verb is Verb.POLL or answer not in (Said.DONE, Said.REFUSED):
+                break  # a poll's results need a moment; a relayd that is gone, more than that
         self._sync()
         self._report()
 
-    async def _act(self, action: Action) -> bool:
-        """Carry out one action, its intent written first; return whether relayd did it."""
+    async def _act(self, action: Action) -> Said:
+        """Carry out one action, its intent written first; return how relayctl's call ended."""
         self._engine.intend(action)
         if action.verb is Verb.DISABLE and action.member is not None:
-            written = self._store.own(action.member, self._engine.owned[action.member])
-            self._written[action.member] = self._engine.owned[action.member]
-            try:
-                await asyncio.wait_for(written, INTENT)
-            except TimeoutError:
+            written = self._own(action.member, self._engine.owned[action.member])
+            if not await self._kept(written):
                 log.error("the intent of %08x is not on disk; acting all the same", action.decision)
         began = self._loop.time()
         outcome = await self._relayctl.run(*action.words())
@@ -231,32 +238,83 @@ class Daemon:
             self._counts["failed_actions"] += 1
             self._trouble = f"{outcome.text}; reading relayd again in the next cycle"
             log.warning("%08x failed %s: %s", action.decision, _who(action), self._trouble)
-        return done
+        return outcome.answer
 
     async def _release(self) -> None:
         """At the end, give back the hosts of services with `on_exit: release`."""
-        if any(service.release for service in self._engine.plan.services.values()):
+        services = self._engine.plan.services.values()
+        if any(service.release for service in services) and not self._engine.blind:
             self._engine.releasing = True
             await self._cycle()
 
     def _sync(self) -> None:
-        """Write what changed of ownership and overrides, and reserve decision ids in time."""
+        """Write what changed of ownership and memory, and reserve decision ids in time."""
         owned = self._engine.owned
-        for member in self._written.keys() - owned.keys():
-            self._store.own(member, None)
-        for member, record in owned.items():
-            if self._written.get(member) != record:
-                self._store.own(member, record)
-        self._written = dict(owned)
+        for member in self._written.keys() | owned.keys():
+            if self._written.get(member) != owned.get(member):
+                self._own(member, owned.get(member))
+        for service, memory in self._engine.memories.items():
+            if memory.lasting() != self._remembered.get(service):
+                self._remembered[service] = memory.lasting()
+                self._store.remember(service, self._on_wall(memory))
         if self._engine.counter > self._reserved + BLOCK // 2:
             self._reserved = self._engine.counter
             self._store.reserve(self._reserved)
+
+    def _own(self, member: Member, owned: Owned | None) -> asyncio.Future[bool]:
+        """Write one record of ownership; if that fails it is written again in the next cycle."""
+        if owned is None:
+            self._written.pop(member, None)
+        else:
+            self._written[member] = owned
+
+        def ended(written: asyncio.Future[bool]) -> None:
+            if not written.cancelled() and not written.result():
+                self._written[member] = UNWRITTEN
+
+        written = self._store.own(member, owned)
+        written.add_done_callback(ended)
+        return written
+
+    def _on_wall(self, memory: Memory) -> Lasting:
+        """Put the times of a memory on the wall clock, which goes on while hactld does not run."""
+        offset = time.time() - self._loop.time()
+        rows = tuple(
+            HoldRow(
+                member.table,
+                member.host,
+                hold.level,
+                tuple(t + offset for t in hold.removals),
+                hold.until + offset,
+                None if hold.graced == float("-inf") else hold.graced + offset,
+            )
+            for member, hold in memory.holds.items()
+        )
+        owner = memory.owner
+        return Lasting(rows, None if owner is None else (owner.table, owner.host))
+
+    def _from_wall(self, service: str, lasting: Lasting) -> Memory:
+        """Put a stored memory on the loop's clock.  A hold never lasts longer than it could have."""
+        now = self._loop.time()
+        offset = now - time.time()
+        holds = {
+            Member(service, row.place, row.host): Hold(
+                row.level,
+                tuple(min(now, t + offset) for t in row.removals),
+                min(row.until + offset, now + HOUR),
+                float("-inf") if row.graced is None else min(now, row.graced + offset),
+            )
+            for row in lasting.holds
+        }
+        owner = None if lasting.owner is None else Member(service, *lasting.owner)
+        return Memory(holds=holds, owner=owner)
 
     def _report(self) -> None:
         """Write the engine's events to the log."""
         for event in self._engine.events():
             if event.name == "expired":
-                self._store.override(dict(event.fields)["target"], None)
+                fields = dict(event.fields)
+                self._store.override(fields["key"], None)
             log.log(_LEVELS[event.level], "%s", line(event))
 
     # Operators
@@ -280,8 +338,10 @@ class Daemon:
                 return Answer(1 if errors else 0, "\n".join(errors) or f"{self._path} loaded")
             case "check", (node, *names):
                 return await self._check(node, names)
-            case ("drain" | "maint") as kind, (target,):
+            case ("drain" | "maint" | "pin" | "freeze" | "hands-off") as kind, (target,):
                 return await self._override(kind, target, request.options)
+            case "thaw", (target,):
+                return await self._thaw(target)
             case "resume", (target,):
                 return await self._resume(target)
             case _:
@@ -289,7 +349,7 @@ class Daemon:
                 return Answer(2, f"hactld knows no request {words!r}")
 
     async def _override(self, kind: str, target: str, options: dict[str, str]) -> Answer:
-        if (wrong := self._stranger(target)) is not None:
+        if (wrong := self._stranger(kind, target)) is not None:
             return wrong
         now = time.time()
         until = None
@@ -303,45 +363,63 @@ class Daemon:
             until = now + span
         who, reason = options.get("who", "somebody")[:64], options.get("reason", "")[:256]
         override = self._timed(Override(target, kind, who, reason, now, until))
+        if refusal := self._engine.refusal(override):
+            return Answer(1, refusal)
         empty = self._engine.would_empty(override)
         if empty and options.get("yes") != "yes":
             return Answer(
                 1, f"this would leave {', '.join(empty)} without a member; say --yes to do it"
             )
         self._engine.override(override)
-        kept = await self._kept(self._store.override(target, override))
+        kept = await self._told(self._store.override(override.key, override))
         log.info(
             "override %s target=%s who=%s reason=%s", kind, *map(_value, (target, who, reason))
         )
         self._wake.set()
         return Answer(0, f"{target}: {kind}" + (f" for {options['for']}" if until else "") + kept)
 
-    async def _kept(self, written: asyncio.Future[None]) -> str:
-        """Wait until an operator's word is on disk; say so if it is not, for it holds all the same."""
+    async def _kept(self, written: asyncio.Future[bool]) -> bool:
+        """Wait a moment until something is on disk; tell whether it is."""
         try:
-            await asyncio.wait_for(written, INTENT)
+            return await asyncio.wait_for(asyncio.shield(written), INTENT)
         except TimeoutError:
-            return "; it is not on disk and may be forgotten at a restart"
-        return ""
+            return False
+
+    async def _told(self, written: asyncio.Future[bool]) -> str:
+        """Say so if an operator's word is not on disk, for it holds all the same."""
+        kept = await self._kept(written)
+        return "" if kept else "; it is not on disk and may be forgotten at a restart"
 
     async def _resume(self, target: str) -> Answer:
         if not self._engine.resume(target):
             others = [o.target for o in self._engine.overrides.values()]
             hint = f"; there is one on {', '.join(others)}" if others else ""
             return Answer(1, f"{target}: no override to end{hint}")
-        kept = await self._kept(self._store.override(target, None))
+        kept = await self._told(self._store.override(target, None))
         log.info("override resume target=%s", _value(target))
         self._wake.set()
         return Answer(0, f"{target}: resumed{kept}")
 
-    def _stranger(self, target: str) -> Answer | None:
+    async def _thaw(self, target: str) -> Answer:
+        if not self._engine.thaw(target):
+            frozen = [o.target for o in self._engine.overrides.values() if o.key != o.target]
+            hint = f"; frozen is {', '.join(frozen)}" if frozen else ""
+            return Answer(1, f"{target}: not frozen{hint}")
+        kept = await self._told(self._store.override(f"freeze {target}", None))
+        log.info("override thaw target=%s", _value(target))
+        self._wake.set()
+        return Answer(0, f"{target}: thawed{kept}")
+
+    def _stranger(self, kind: str, target: str) -> Answer | None:
         """Answer that *target* is nothing we know, and what would have been."""
         services, nodes = self._config.services, self._config.nodes
+        if kind in ("freeze", "hands-off"):
+            if target == "all" or target in services:
+                return None
+            return Answer(1, f"no service {target!r}; there are {', '.join(services)} and all")
         service, slash, node = target.partition("/")
-        known = target in services or target in nodes or (
-            bool(slash) and service in services and node in nodes
-        )  # fmt: skip
-        if known:
+        whole = bool(slash) and service in services and node in nodes
+        if target in services or target in nodes or whole:
             return None
         names = ", ".join([*services, *nodes])
         return Answer(1, f"no node or service {target!r}; there are {names}")

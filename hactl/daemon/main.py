@@ -61,7 +61,13 @@ def _run(path: Path, config: Config, *, foreground: bool, verbose: bool) -> int:
     async def serve() -> None:
         await Daemon(path, config).run(started)
 
-    asyncio.run(serve())
+    try:
+        asyncio.run(serve())
+    except (OSError, LookupError):
+        raise
+    except Exception:
+        logging.getLogger("hactld").exception("a fault of hactld's own ends it")
+        return 1
     return 0
 
 

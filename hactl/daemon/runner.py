@@ -6,6 +6,7 @@ import asyncio
 import resource
 from collections.abc import Callable, Mapping
 
+from checks import Target
 from checks._wire import Conversation, Wire
 from hactl.config import Check
 from hactl.core.model import Checked, Probe, Result, unknown
@@ -62,9 +63,8 @@ class Runner:
         def finished(result: Result, began: float, ended: float) -> None:
             done(Checked(probe, began, ended, result))
 
-        return self._wire.start(
-            address, check.option.port, check.option.talk(), check.timeout, finished
-        )
+        talk = check.option.talk(Target(probe.node, address))
+        return self._wire.start(address, check.option.port, talk, check.timeout, finished)
 
     def stop(self) -> None:
         """End all looks without a word."""
@@ -85,9 +85,11 @@ class Runner:
             self._lagged = now
             self.counts["own_lag"] += 1
             self.worst_lag = max(self.worst_lag, late)
-        self._start(self._slot if late is None else now)
-        self._slot = self._next_slot()
-        self._timer = self._loop.call_at(self._slot, self._tick)
+        planned, self._slot = self._slot, self._next_slot()
+        self._timer = self._loop.call_at(
+            self._slot, self._tick
+        )  # first: nothing may stop the clock
+        self._start(planned if late is None else now)
 
     def _start(self, now: float) -> None:
         for probe in self._due(now):

@@ -12,8 +12,10 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from hactl.core.model import Member, Override, Owned
@@ -24,10 +26,12 @@ BACKLOG = 10_000  # writes that may wait
 
 _TABLES = """
 create table if not exists meta (name text primary key, value integer not null) strict;
-create table if not exists overrides (target text primary key, kind text not null,
+create table if not exists overrides (key text primary key, target text not null,
+    kind text not null,
     who text not null, reason text not null, since real not null, until real) strict;
 create table if not exists owned (service text, place integer, host text,
     decision integer not null, cause text not null, primary key (service, place, host)) strict;
+create table if not exists memories (service text primary key, memory text not null) strict;
 """
 
 Job = Callable[[sqlite3.Connection], object]
@@ -37,11 +41,30 @@ class StoreError(Exception):
     """The store cannot be used; the text says what and where."""
 
 
+class HoldRow(Struct, frozen=True):
+    """A member's hold; times are Unix seconds."""
+
+    place: int
+    host: str
+    level: int
+    removals: tuple[float, ...]
+    until: float
+    graced: float | None
+
+
+class Lasting(Struct, frozen=True):
+    """What policy must remember of a service; *owner* is an exclusive service's (place, host)."""
+
+    holds: tuple[HoldRow, ...] = ()
+    owner: tuple[int, str] | None = None
+
+
 class Stored(Struct, frozen=True):
     """What was read at the start; *counter* is above every decision id ever given."""
 
     overrides: tuple[Override, ...] = ()
     owned: dict[Member, Owned] = {}
+    memories: dict[str, Lasting] = {}
     counter: int = 0
 
 
@@ -50,7 +73,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._jobs: queue.Queue[tuple[Job, Callable[[], None]] | None] = queue.Queue(BACKLOG)
+        self._jobs: queue.Queue[tuple[Job, Callable[[bool], None]] | None] = queue.Queue(BACKLOG)
         self._ready: queue.Queue[Stored | StoreError] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="store", daemon=True)
         self.problem = ""
@@ -67,11 +90,15 @@ class Store:
     def close(self) -> None:
         """Write what waits, for a second at most."""
         if self._thread.is_alive():
-            self._jobs.put(None)
+            with suppress(queue.Full):
+                self._jobs.put_nowait(None)
             self._thread.join(1.0)
 
-    def own(self, member: Member, owned: Owned | None) -> asyncio.Future[None]:
-        """Write that a disable is ours, or (None) no more; the future ends when it is on disk."""
+    def own(self, member: Member, owned: Owned | None) -> asyncio.Future[bool]:
+        """Write that a disable is ours, or (None) no more.
+
+        The future says whether it is on disk; while the disk hangs it says nothing.
+        """
         if owned is None:
             return self._put(
                 lambda db: db.execute(
@@ -81,16 +108,21 @@ class Store:
         row = (*member, owned.decision, owned.cause)
         return self._put(lambda db: db.execute("replace into owned values (?, ?, ?, ?, ?)", row))
 
-    def override(self, target: str, override: Override | None) -> asyncio.Future[None]:
-        """Write an operator's word, or (None) that it has ended."""
+    def override(self, key: str, override: Override | None) -> asyncio.Future[bool]:
+        """Write an operator's word by its key, or (None) that it has ended."""
         if override is None:
-            return self._put(
-                lambda db: db.execute("delete from overrides where target = ?", (target,))
-            )
+            return self._put(lambda db: db.execute("delete from overrides where key = ?", (key,)))
         o = override
-        row = (o.target, o.kind, o.who, o.reason, o.since, o.until)
+        row = (key, o.target, o.kind, o.who, o.reason, o.since, o.until)
         return self._put(
-            lambda db: db.execute("replace into overrides values (?, ?, ?, ?, ?, ?)", row)
+            lambda db: db.execute("replace into overrides values (?, ?, ?, ?, ?, ?, ?)", row)
+        )
+
+    def remember(self, service: str, memory: Lasting) -> asyncio.Future[bool]:
+        """Write what policy must remember of a service."""
+        text = msgspec.json.encode(memory).decode()
+        return self._put(
+            lambda db: db.execute("replace into memories values (?, ?)", (service, text))
         )
 
     def reserve(self, counter: int) -> None:
@@ -99,31 +131,33 @@ class Store:
             lambda db: db.execute("replace into meta values ('counter', ?)", (counter + BLOCK,))
         )
 
-    def _put(self, job: Job) -> asyncio.Future[None]:
+    def _put(self, job: Job) -> asyncio.Future[bool]:
         loop = asyncio.get_running_loop()
-        written: asyncio.Future[None] = loop.create_future()
+        written: asyncio.Future[bool] = loop.create_future()
 
-        def done() -> None:
-            loop.call_soon_threadsafe(_end, written)
+        def done(well: bool) -> None:
+            loop.call_soon_threadsafe(_end, written, well)
 
         if not self._thread.is_alive():
-            return written  # never ends; whoever waits does so for a moment only
+            _end(written, False)
+            return written
         try:
             self._jobs.put_nowait((job, done))
         except queue.Full:
             self.problem = f"{self._path}: {BACKLOG} writes wait already"
+            _end(written, False)
         return written
 
     def _work(self) -> None:
         """Run in the writer thread: open, then write whatever comes."""
         try:
-            db = sqlite3.connect(self._path, isolation_level=None)
+            db = sqlite3.connect(self._path, timeout=1.0, isolation_level=None)
         except sqlite3.Error as error:
             self._ready.put(StoreError(f"{self._path}: {error}"))
             return
         try:
             self._ready.put(_read(db, self._path))
-        except (sqlite3.Error, StoreError, ValueError, TypeError) as error:
+        except (sqlite3.Error, StoreError, ValueError, TypeError, msgspec.MsgspecError) as error:
             db.close()
             where = "" if isinstance(error, StoreError) else f"{self._path}: "
             self._ready.put(StoreError(f"{where}{error}"))
@@ -135,17 +169,16 @@ class Store:
                 self.problem = ""
             except sqlite3.Error as error:
                 self.problem = f"{self._path}: {error}"
-                continue
             try:
-                done()
+                done(not self.problem)
             except RuntimeError:
                 break  # the loop is closed: hactld has ended
         db.close()
 
 
-def _end(written: asyncio.Future[None]) -> None:
+def _end(written: asyncio.Future[bool], well: bool) -> None:
     if not written.done():  # whoever waited may have given up
-        written.set_result(None)
+        written.set_result(well)
 
 
 def _read(db: sqlite3.Connection, path: Path) -> Stored:
@@ -171,4 +204,8 @@ def _read(db: sqlite3.Connection, path: Path) -> Stored:
             "select service, place, host, decision, cause from owned"
         )
     }
-    return Stored(overrides, owned, counter)
+    memories = {
+        service: msgspec.json.decode(memory, type=Lasting)
+        for service, memory in db.execute("select service, memory from memories")
+    }
+    return Stored(overrides, owned, memories, counter)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -135,6 +136,31 @@ def test_a_switch_that_fails_is_tried_once_a_cycle_and_shown(tmp_path: Path, mod
             return not (await farm.status())["alerts"]
 
         await farm.until(calm)
+
+    play(tmp_path, scene)
+
+
+def test_a_failed_write_of_a_record_is_made_up_for(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        db = sqlite3.connect(farm.directory / "state" / "hactl.db", isolation_level=None)
+        db.execute("begin immediate")  # nobody else can write now
+        farm.nodes["mx0"].set("smtp", Mood.HANG)
+        await farm.until(lambda: farm.disabled() == {"1"})
+        assert "is not on disk" in farm.log()
+        await farm.until(lambda: problem(farm))
+        db.execute("rollback")
+        await farm.until(lambda: stored(db))
+        db.close()
+        await farm.stop(kill=True)
+        await farm.start()
+        farm.nodes["mx0"].set("smtp", Mood.WELL)
+        await farm.until(lambda: farm.disabled() == set())
+
+    async def problem(farm: Farm) -> bool:
+        return any("database is locked" in alert for alert in (await farm.status())["alerts"])
+
+    def stored(db: sqlite3.Connection) -> bool:
+        return bool(db.execute("select 1 from owned").fetchall())
 
     play(tmp_path, scene)
 

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 
 from hactl.core.model import Member, Override, Owned
-from hactl.daemon.store import BLOCK, Store, Stored, StoreError
+from hactl.daemon.store import BLOCK, HoldRow, Lasting, Store, Stored, StoreError
 
 MEMBER = Member("mx0-smtp", 0, "10.0.0.4")
 DRAIN = Override("mx0", "drain", "root", "upgrade", 1000.0, 2000.0)
 
 
-def written(path: Path, *writes: Callable[[Store], asyncio.Future[None]]) -> Stored:
+def written(path: Path, *writes: Callable[[Store], asyncio.Future[bool]]) -> Stored:
     """Open a store, write, wait until it is on disk, close; return what the next one reads."""
 
     async def scene() -> None:
         store = Store(path)
         store.open()
         for write in writes:
-            await asyncio.wait_for(write(store), 5)
+            assert await asyncio.wait_for(write(store), 5)
         store.close()
 
     asyncio.run(scene())
@@ -42,6 +42,22 @@ def test_overrides_and_ownership_survive(tmp_path: Path) -> None:
     )
     assert stored.overrides == (DRAIN,)
     assert stored.owned == {MEMBER: Owned(7, "check")}
+
+
+def test_a_freeze_stands_beside_a_drain_of_the_same_target(tmp_path: Path) -> None:
+    freeze = Override("mx0", "freeze", "root", "", 1000.0, 2000.0)
+    stored = written(
+        tmp_path / "db",
+        lambda store: store.override(DRAIN.key, DRAIN),
+        lambda store: store.override(freeze.key, freeze),
+    )
+    assert set(stored.overrides) == {DRAIN, freeze}
+
+
+def test_holds_and_owners_survive(tmp_path: Path) -> None:
+    lasting = Lasting((HoldRow(0, "10.0.0.4", 2, (1.0, 2.5), 99.0, None),), (1, "10.0.0.5"))
+    stored = written(tmp_path / "db", lambda store: store.remember("mx", lasting))
+    assert stored.memories == {"mx": lasting}
 
 
 def test_what_has_ended_is_gone(tmp_path: Path) -> None:
@@ -82,7 +98,7 @@ def test_a_store_that_cannot_be_used_says_where_and_drops_what_it_is_given(
             store.open()
         assert str(path) in store.problem
         for _ in range(3):
-            assert not store.override("mx0", DRAIN).done()
+            assert await asyncio.wait_for(store.override("mx0", DRAIN), 5) is False
         store.close()
 
     asyncio.run(scene())
@@ -103,9 +119,9 @@ def test_a_write_that_fails_is_shown_and_the_next_one_may_succeed(tmp_path: Path
         store = Store(tmp_path / "db")
         store.open()
         wrong = Owned("seven", "check")  # type: ignore[arg-type]
-        failed = store.own(MEMBER, wrong)
-        await asyncio.wait_for(store.override("mx0", DRAIN), 5)
-        assert not failed.done()
+        assert await asyncio.wait_for(store.own(MEMBER, wrong), 5) is False
+        assert str(tmp_path) in store.problem
+        assert await asyncio.wait_for(store.override("mx0", DRAIN), 5)
         assert store.problem == ""
         store.close()
 
