@@ -33,7 +33,8 @@ import yaml
 from msgspec import Meta, Struct, field, structs
 
 import checks
-from hactl.core.units import Duration, FileMode, Secret, Share, Size
+from hactl.core.model import Limit
+from hactl.core.units import Duration, FileMode, Pace, Secret, Share, Size
 
 FILE_LIMIT = 1 << 20  # bytes
 DEPTH_LIMIT = 32  # the deepest that means anything is 5
@@ -192,6 +193,7 @@ _SCALARS: Mapping[object, _Scalar] = {
         _pattern(Size.PATTERN) | {"type": ["string", "integer"]},
     ),
     Share: _Scalar("a share", ' like "60%"', "any", Share.parse, _pattern(Share.PATTERN)),
+    Pace: _Scalar("a pace", ' like "25% in 60s"', "any", Pace.parse, _pattern(Pace.PATTERN)),
     FileMode: _Scalar("a mode", ' like "0660"', "text", FileMode.parse, _pattern(FileMode.PATTERN)),
     Path: _Scalar("an absolute path", "", "text", _path, {"type": "string", "pattern": "^/"}),
     Secret: _Scalar("an absolute path", "", "text", _secret, {"type": "string", "pattern": "^/"}),
@@ -221,29 +223,40 @@ class Node(Struct, frozen=True):
 class Check(Struct, frozen=True):
     """A named check; in the file the options of its type stand beside these keys.
 
-    A *fast_interval* of 0 means the interval.  With *at* it looks at that node alone.
+    A *fast_interval* of 0 means the interval, a *hedge* of 0 none.  With *at* it looks at that node
+    alone.
     """
 
     option: checks.Option
     interval: Positive
     timeout: Positive
     fast_interval: Fast
+    hedge: Fast
     fall: Count = 3
     rise: Count = 3
+    down_count: Count = 8
+    wipe_count: Count = 12
+    limits: dict[str, Limit] = {}
     at: NodeName | None = None
 
 
 class Service(Struct, frozen=True):
     """A redirect or relay of relayd; *mode* is the file's mode unless the service has its own.
 
-    *min_serving* is a number of members or a share of the weight; *window* and *grace* are those of
-    shared fate.
+    *min_serving* is a weight (each member weighs 1 unless its node says otherwise) or a share of
+    it; *window* and *grace* are those of shared fate.
     """
 
     mode: Mode = "observe"
     require: tuple[CheckName, ...] = ()
+    prefer: tuple[CheckName, ...] = ()
     watch: tuple[CheckName, ...] = ()
     min_serving: Count | Share | None = None
+    floor: Literal["open", "closed"] = "open"
+    prefer_serving: Share = Share(0.5)
+    pace: Pace = Pace((Share(0.25), Duration(60)))
+    exclusive: bool = False
+    failback: Literal["auto", "manual"] = "auto"
     window: Duration = Duration(10)
     grace: Duration = Duration(10)
     on_exit: Literal["keep", "release"] = "keep"
@@ -267,13 +280,17 @@ class Control(Struct, frozen=True):
 
 
 class Config(Struct, frozen=True):
-    """The whole file, with every default filled in; *watch* maps nodes to checks."""
+    """The whole file, with every default filled in; *watch* maps nodes to checks.
+
+    *shared_fate* maps a check to those that fail with it.
+    """
 
     mode: Mode
     nodes: dict[str, Node] = {}
     checks: dict[str, Check] = {}
     services: dict[str, Service] = {}
     watch: dict[NodeName, tuple[CheckName, ...]] = {}
+    shared_fate: dict[CheckName, tuple[CheckName, ...]] = {}
     relayd: Relayd = field(default_factory=Relayd)
     run_dir: Path = Path("/var/run/hactl")
     state_dir: Path = Path("/var/db/hactl")
@@ -516,7 +533,7 @@ def _quote(leaf: _Leaf) -> str:
 
 # The types, taken apart
 
-_TIMES = ("interval", "timeout", "fast_interval")
+_TIMES = ("interval", "timeout", "fast_interval", "hedge")
 
 
 class _Spec(NamedTuple):
@@ -557,7 +574,7 @@ def _scalar(kind: object) -> _Scalar | None:
     """Return how a single value of this type is written, None if the type is no single value."""
     if get_origin(kind) is Literal:
         words = {str(word): word for word in get_args(kind)}
-        return _Scalar(_either(words), "", "text", _choice(words), {"enum": list(words.values())})
+        return _Scalar(_either(words), "", "any", _choice(words), {"enum": list(words.values())})
     if get_origin(kind) is not Annotated:
         return _SCALARS.get(kind)
     base, *notes = get_args(kind)
@@ -656,6 +673,7 @@ class _Walker:
             Node: self.node,
             Check: self.check,
             Service: self.service,
+            Limit: self.limit,
             _Defaults: self.default,
         }
 
@@ -897,7 +915,7 @@ class _Walker:
         )
         for name, text in made.problems():
             self.say(tree.get(name) or tree, f"{path}.{name}", text)
-        times = {key: _common(option)[key].default for key in _TIMES}
+        times = dict(zip(_TIMES, map(Duration, structs.astuple(made.times())), strict=True))
         return self.timed(_make(Check, {"option": made} | times | values), tree, path)
 
     def timed(self, check: Check, tree: _Map, path: str) -> Check:
@@ -911,6 +929,20 @@ class _Walker:
                 text = f"{seconds} is longer than the interval, {check.interval}"
                 self.say(given, f"{path}.{key}", text)
         return check
+
+    def limit(self, tree: _Map, path: str) -> object:
+        """Read the thresholds of a measure; they must stand in order, from good to bad."""
+        values = self.fields(_specs(Limit), tree, path)
+        if values is None:
+            return _BAD
+        limit = _make(Limit, values)
+        given = [b for b in (limit.clear, limit.warn, limit.fail) if b is not None]
+        if limit.warn is None and limit.fail is None:
+            self.say(tree, path, "has neither warn nor fail; name a threshold")
+        elif given != sorted(given, reverse=limit.low):
+            order = ">=" if limit.low else "<="
+            self.say(tree, path, f"expected clear {order} warn {order} fail; `low: true` turns it")
+        return limit
 
     def option(self, tree: _Map, path: str) -> type[checks.Option] | None:
         """Return the option class that `type` names."""
@@ -937,13 +969,19 @@ class _Walker:
             return _BAD
         mode = self.top.get("mode")
         service = _make(Service, {"mode": mode.text if isinstance(mode, _Leaf) else ""} | values)
-        if not service.require and not service.watch:
-            self.say(tree, path, "requires and watches nothing; name a check")
-        watch = tree.get("watch")
-        if isinstance(watch, _List):
-            for place, name in zip(watch.items, service.watch, strict=True):
-                if name in service.require:
-                    self.say(place, f"{path}.watch", f'"{name}" is required already')
+        if not (service.require or service.prefer or service.watch):
+            self.say(tree, path, "requires, prefers and watches nothing; name a check")
+        roles = {"required": service.require, "preferred": service.prefer}
+        for key, names in (("prefer", service.prefer), ("watch", service.watch)):
+            given = tree.get(key)
+            for place, name in (
+                zip(given.items, names, strict=True) if isinstance(given, _List) else ()
+            ):
+                role = next(
+                    (r for r, known in roles.items() if name in known and r[:6] != key), None
+                )
+                if role is not None:
+                    self.say(place, f"{path}.{key}", f'"{name}" is {role} already')
         return service
 
 
@@ -1013,6 +1051,8 @@ def _plain(value: object) -> object:
         return _keys(value)
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, Pace):
+        return str(value)
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     if isinstance(value, Duration | Size | Share | FileMode | Path | Secret):

@@ -151,6 +151,27 @@ def _overrider(kind: str, about: str) -> None:
 
 _overrider("drain", "Take NAME out of service gently: it still serves when nobody else can.")
 _overrider("maint", "Take NAME out of service whatever happens.")
+_overrider("pin", "Keep NAME in whatever checks say; in an exclusive service: be the one.")
+
+
+@main.command()
+@click.argument("service", default="all")
+@click.option("--for", "span", metavar="SPAN", default="1h", show_default=True, help="Thaw then.")
+@click.option("--reason", default="", help="Why; shown in status.")
+@click.option("--hands-off", is_flag=True, help="Send relayd nothing at all; no rule holds then.")
+@_socket
+def freeze(service: str, span: str, reason: str, hands_off: bool, socket: str | None) -> None:
+    """Leave who is in SERVICE in and the others out; decisions go on and are shown."""
+    options = {"for": span, "reason": reason, "who": _who()}
+    _done(_ask(socket, "hands-off" if hands_off else "freeze", service, **options))
+
+
+@main.command()
+@click.argument("service", default="all")
+@_socket
+def thaw(service: str, socket: str | None) -> None:
+    """End the freeze of SERVICE; what has changed meanwhile happens at its pace."""
+    _done(_ask(socket, "thaw", service))
 
 
 def _who() -> str:
@@ -168,7 +189,7 @@ def _who() -> str:
 @click.argument("name")
 @_socket
 def resume(name: str, socket: str | None) -> None:
-    """End the drain or maint of NAME."""
+    """End the drain, maint or pin of NAME."""
     _done(_ask(socket, "resume", name))
 
 

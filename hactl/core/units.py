@@ -75,6 +75,24 @@ class Share(float):
         return f"{self * 100:g}%"
 
 
+class Pace(tuple[Share, Duration]):
+    """A share of the members in a span of time; written as `25% in 60s`."""
+
+    __slots__ = ()
+    PATTERN: ClassVar[str] = rf"{Share.PATTERN} in {Duration.PATTERN}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a share and a duration.  Raise ValueError for anything else."""
+        share, middle, span = text.partition(" in ")
+        if not middle:
+            raise ValueError(f'expected a pace like "25% in 60s" (got "{text}")')
+        return cls((Share.parse(share), Duration.parse(span)))
+
+    def __str__(self) -> str:
+        return f"{self[0]} in {self[1]}"
+
+
 class FileMode(int):
     """Permission bits of a file, 0o660; written as `"0660"`."""
 

@@ -29,6 +29,7 @@ def plan(config: Config) -> Plan:
         services={name: _service(name, service) for name, service in config.services.items()},
         watch=config.watch,
         at={name: check.at for name, check in config.checks.items() if check.at is not None},
+        causes=config.shared_fate,
     )
 
 
@@ -46,6 +47,10 @@ def _rule(check: Check) -> Rule:
         check.fast_interval,
         check.fall,
         check.rise,
+        check.down_count,
+        check.wipe_count,
+        check.hedge,
+        check.limits,
         what=f"{check.option} at {check.at}",
     )
 
@@ -59,10 +64,17 @@ def _service(name: str, service: Service) -> ServicePlan:
     return ServicePlan(
         name,
         require=service.require,
+        prefer=service.prefer,
         watch=service.watch,
         acts=service.mode == "relayctl",
         least=least,
         share=share,
+        open=service.floor == "open",
+        prefer_share=service.prefer_serving,
+        pace_share=service.pace[0],
+        pace_span=service.pace[1],
+        exclusive=service.exclusive,
+        failback=service.failback == "auto",
         window=service.window,
         grace=service.grace,
         release=service.on_exit == "release",

@@ -63,7 +63,7 @@ nodes:
 checks:
   smtp: {{type: smtp, port: {smtp}, interval: 1s, timeout: 500ms}}
 services:
-  mx0-smtp: &mx {{require: [smtp], grace: 3s}}
+  mx0-smtp: &mx {{require: [smtp], grace: 3s, pace: 100% in 60s}}
   mx1-smtp: *mx
 relayd: {{conf: {dir}/hactl.conf, relayctl: {dir}/relayd/relayctl, socket: {dir}/relayd/relayd.sock}}
 run_dir: {dir}/run
