@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from msgspec import Struct
 
@@ -19,15 +19,31 @@ if TYPE_CHECKING:
 
 
 class Timing(Struct, frozen=True):
-    """Seconds a type is run at unless hactl.yaml says otherwise; *fast* 0 means the interval."""
+    """Seconds a type is run at unless hactl.yaml says otherwise.
+
+    *fast* 0 means the interval, *hedge* 0 none.
+    """
 
     interval: float
     timeout: float
     fast: float
+    hedge: float = 0.0
 
 
-DIALOGUE = Timing(interval=2.0, timeout=1.0, fast=0.2)
+DIALOGUE = Timing(interval=2.0, timeout=1.0, fast=0.2, hedge=0.1)
+LOGIN = Timing(interval=5.0, timeout=3.0, fast=1.0)
 SCAN = Timing(interval=10.0, timeout=10.0, fast=1.0)
+HANDSHAKE = Timing(interval=30.0, timeout=5.0, fast=1.0)
+
+
+class Target(NamedTuple):
+    """Who is looked at: a node's name, and the address that the look goes to."""
+
+    node: str = ""
+    address: str = ""
+
+
+NOBODY = Target()
 
 
 class Option(Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -37,12 +53,20 @@ class Option(Struct, frozen=True, kw_only=True, tag_field="type"):
 
     timing: ClassVar[Timing] = DIALOGUE
 
+    def times(self) -> Timing:
+        """Return `timing`, or what suits these options better."""
+        return self.timing
+
     def problems(self) -> Iterable[tuple[str, str]]:
-        """Yield the options that cannot be, or not together: a field, and what is wrong with it."""
+        """Yield the options that cannot be, or not together: a field, and what is wrong with it.
+
+        It is asked when the configuration is loaded, so what has to be made or read once is made
+        and read here.
+        """
         return ()
 
-    def talk(self) -> Dialogue:
-        """Return a new conversation (see `checks._wire`)."""
+    def talk(self, target: Target = NOBODY) -> Dialogue:
+        """Return a new conversation with *target* (see `checks._wire`)."""
         raise NotImplementedError
 
 

@@ -3,7 +3,8 @@
 A dialogue is a generator that yields what to say and what to wait for, and returns a Result; it
 owns no socket, no clock and no deadline.  The driver owns those, times every step, bounds every
 answer, and knows whose fault it was when a conversation ended early.
-Callbacks on sockets, because asyncio's streams cost three to four times the CPU.
+Callbacks on sockets, because asyncio's streams cost three to four times the CPU; TLS likewise, on
+the same socket.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import errno
 import os
 import re
 import socket
+import ssl
+import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
+from checks import _tls
+from checks._tls import Trust
 from hactl.core.model import Result, Verdict
 from hactl.core.units import Duration
 
@@ -45,7 +50,22 @@ class Say(NamedTuple):
     close: bool = False
 
 
-Dialogue = Generator[Say, bytes, Result]
+class StartTLS(NamedTuple):
+    """Go on under TLS; as the first turn: from the first byte.
+
+    *name* is who the certificate must be for.  The answer to this turn is a text for people, the
+    protocol with what became of the certificate.  If the certificate is refused the conversation is
+    over; only to say exactly what is wrong with it the driver connects once more and begins the
+    dialogue that *again* makes, which ends here as well.
+    """
+
+    trust: Trust
+    name: str | None
+    again: Callable[[], Dialogue]
+    step: str = "tls"
+
+
+Dialogue = Generator[Say | StartTLS, bytes, Result]
 Done = Callable[[Result, float, float], None]  # the result, and when the look began and ended
 
 
@@ -57,6 +77,7 @@ def line(buffer: bytes) -> int:
     return buffer.find(b"\n") + 1
 
 
+_MORE = re.compile(rb"(?:([2-5][0-9][0-9])-[^\n]*+\n(?:\1-[^\n]*+\n)*)?")  # all the `250-` at once
 _REPLY = re.compile(rb"[2-5][0-9][0-9](?:[ -].*)?\r?", re.DOTALL)
 
 
@@ -65,15 +86,15 @@ def reply(buffer: bytes) -> int:
 
     Raise ValueError for a line without a code, or with another code than the first line's.
     """
-    start = 0
-    while end := buffer.find(b"\n", start) + 1:
-        text = buffer[start : end - 1]
-        if not _REPLY.fullmatch(text) or text[:3] != buffer[:3]:
-            raise ValueError(f"not an SMTP reply: {quote(text)}")
-        if text[3:4] != b"-":
-            return end
-        start = end
-    return 0
+    more = _MORE.match(buffer)
+    start = more.end() if more is not None else 0
+    end = buffer.find(b"\n", start) + 1
+    if not end:
+        return 0
+    text = buffer[start : end - 1]
+    if not _REPLY.fullmatch(text) or text[:3] != buffer[:3]:
+        raise ValueError(f"not an SMTP reply: {quote(text)}")
+    return end
 
 
 def until_eof(_buffer: bytes) -> int:
@@ -87,6 +108,7 @@ def nothing(_buffer: bytes) -> int:
 
 
 _CONNECT = Say(b"", nothing, "connect")  # where each conversation stands at first
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _UNSAFE = {n: f"\\x{n:02x}" for n in range(256) if not 0x20 <= n < 0x7F}
 
 
@@ -156,8 +178,9 @@ class Conversation:
     """One dialogue over one socket; made by `Wire.start`."""
 
     __slots__ = (
-        "_buffer", "_connected", "_done", "_end", "_fd", "_loop", "_mark", "_say", "_sock",
-        "_started", "_steps", "_talk", "_timeout", "_timer", "_unsent", "_wire", "_writing",
+        "_buffer", "_code", "_connected", "_done", "_doubt", "_end", "_fd", "_hello", "_left", "_loop",
+        "_mark", "_say", "_sock", "_started", "_steps", "_talk", "_timeout", "_timer", "_tls",
+        "_unsent", "_where", "_wire", "_writing",
     )  # fmt: skip
 
     def __init__(
@@ -172,6 +195,11 @@ class Conversation:
         self._fd = -1  # as long as there is no socket
         self._say = _CONNECT
         self._end: Result | None = None  # of a dialogue that has nothing to say
+        self._hello: StartTLS | None = None  # while we shake hands
+        self._tls: ssl.SSLSocket | None = None  # the same as _sock
+        self._left: float | None = None  # days until the certificate expires
+        self._code = 0  # why a certificate was refused, when we look at it again
+        self._doubt: Result | None = None  # the result, unless the second look says more
         self._buffer = b""
         self._unsent = b""
         self._connected = False
@@ -180,7 +208,8 @@ class Conversation:
         self._started = self._mark = loop.time()
         self._timer: asyncio.Handle
         wire.live.add(self)
-        result = self._outcome(self._open, address, port)
+        self._where = address, port
+        result = self._outcome(self._open)
         if result is None:
             self._timer = loop.call_at(self._started + timeout, self._late)
         else:
@@ -191,42 +220,46 @@ class Conversation:
         self._timer.cancel()
         self._wire.live.discard(self)
         if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            if self._writing:
-                self._loop.remove_writer(self._fd)
-            self._sock.close()
-            self._fd = -1
+            self._hang_up()
 
     # Parts of the conversation: each returns the result, or None while it goes on
 
-    def _outcome(self, part: Callable[..., Result | None], *args: str | int) -> Result | None:
+    def _outcome(self, part: Callable[[], Result | None]) -> Result | None:
         """Run *part*; make a result of whatever it raises."""
         try:
-            return part(*args)
+            return part()
         except StopIteration as stop:
             return self._returned(stop.value)
+        except ssl.SSLError as error:
+            return self._cut(*_tls.trouble(error))
         except OSError as error:
             return self._cut(blame(error), (error.strerror or str(error)).lower())
+        except MemoryError:
+            return self._cut(Verdict.UNKNOWN, "out of memory")
         except Exception as error:  # noqa: BLE001 - a bug in a check is no news of the node
             return self._cut(Verdict.UNKNOWN, f"check broke: {quote(repr(error).encode())}")
 
-    def _open(self, address: str, port: int) -> Result | None:
+    def _open(self) -> Result | None:
         wire = self._wire
         if len(wire.live) > wire.cap:
             return self._cut(Verdict.UNKNOWN, f"too many open sockets (cap {wire.cap})")
         try:
-            self._say = next(self._talk)
+            turn = next(self._talk)
+            if isinstance(turn, StartTLS):
+                self._hello = turn
+            else:
+                self._say = turn
         except StopIteration as stop:  # to be connected is all
             self._end = self._returned(stop.value)
-        family, where = endpoint(address, port)
+        family, where = endpoint(*self._where)
         # SOCK_NONBLOCK here saves the system call of setblocking
         self._sock = sock = wire.make_socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._fd = sock.fileno()
         problem = sock.connect_ex(where)
         if problem and problem != errno.EINPROGRESS:
             raise OSError(problem, os.strerror(problem))
-        if self._end is not None or self._say.data:
-            self._await_room()
+        if self._end is not None or self._hello is not None or self._say.data:
+            self._await_room(self._write)
         else:  # the node speaks first: its first bytes say as well that we are connected
             self._loop.add_reader(self._fd, self._event, self._read)
         return None
@@ -237,7 +270,7 @@ class Conversation:
         self._writing = False
         if self._connected:
             self._send(b"")
-            return None
+            return None if self._tls is None else self._read()
         problem = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if problem:
             raise OSError(problem, os.strerror(problem))
@@ -245,6 +278,8 @@ class Conversation:
         self._lap("connect")
         if self._end is not None:
             return self._end
+        if self._hello is not None:
+            return self._secure(self._hello)
         self._loop.add_reader(self._fd, self._event, self._read)
         self._send(self._say.data)
         return None
@@ -252,14 +287,18 @@ class Conversation:
     def _read(self) -> Result | None:
         """Take what came; let the dialogue go on for each whole answer."""
         try:
-            data = self._sock.recv(CHUNK)
-        except BlockingIOError:
+            data = self._sock.recv(CHUNK) if self._tls is None else _drain(self._tls)
+        except _WOULD_BLOCK as error:
+            if isinstance(error, ssl.SSLWantWriteError):
+                self._await_room(self._write)
             return None
         except ConnectionResetError:  # somebody was there to do that
             self._connected = True
             raise
         self._connected = True
         ended = not data
+        if self._unsent and not self._writing:  # TLS had to read before it could write
+            self._send(b"")
         self._buffer = self._buffer + data if self._buffer else data
         while True:
             say = self._say
@@ -279,7 +318,83 @@ class Conversation:
                 return None
             answer, self._buffer = self._buffer[:size], self._buffer[size:]
             self._lap(say.step)
-            self._resume(answer)
+            result = self._resume(answer)
+            if result is not None or self._hello is not None:
+                return result
+
+    def _resume(self, answer: bytes) -> Result | None:
+        """Give the dialogue its *answer*, and say what it wants to say next."""
+        turn = self._talk.send(answer)
+        while not isinstance(turn, StartTLS):
+            if turn.complete is not nothing:
+                self._say = turn
+                self._send(turn.data)
+                return None
+            with suppress(OSError):
+                self._sock.send(turn.data)
+            turn = self._talk.send(b"")
+        return self._secure(turn)
+
+    def _secure(self, turn: StartTLS) -> Result | None:
+        """Begin to shake hands."""
+        self._hello = turn
+        self._say = Say(b"", nothing, turn.step)
+        if self._buffer:  # said in plain, it would count as said under TLS
+            return self._cut(Verdict.FAIL, "bytes after STARTTLS")
+        context = turn.trust.relaxed if self._code else turn.trust.strict
+        assert context is not None
+        self._ignore()  # before the socket's descriptor goes over to the new one
+        self._sock = self._tls = context.wrap_socket(
+            self._sock, server_hostname=turn.name, do_handshake_on_connect=False
+        )
+        self._loop.add_reader(self._fd, self._event, self._shake)
+        return self._shake()
+
+    def _shake(self) -> Result | None:
+        """Go on with the handshake, and after it with the dialogue."""
+        turn, tls = self._hello, self._tls
+        assert turn is not None
+        assert tls is not None
+        if self._writing:
+            self._loop.remove_writer(self._fd)
+            self._writing = False
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLWantWriteError:
+            self._await_room(self._shake)
+            return None
+        except ssl.SSLCertVerificationError as error:
+            return self._refuse(turn, error)
+        self._lap(turn.step)
+        text = tls.version() or "TLS"
+        found = _tls.certificate(tls)
+        if found is not None:
+            now = time.time()
+            self._left = found.left_days(now)
+            if self._code:
+                why = _tls.details(self._code, found, turn.name or "", now)
+                self._doubt = self._cut(Verdict.FAIL, quote(why.encode(), 160))
+                return self._doubt
+            text += f", certificate ends in {self._left:.0f} days"
+        self._hello = None
+        self._loop.add_reader(self._fd, self._event, self._read)
+        return self._resume(text.encode())
+
+    def _refuse(self, turn: StartTLS, error: ssl.SSLCertVerificationError) -> Result | None:
+        """Say why the certificate is refused, or look at it once more to say it exactly."""
+        result = self._cut(Verdict.FAIL, _tls.distrust(error, turn.name))
+        if self._code or error.verify_code not in _tls.AGAIN:
+            return result
+        self._lap(turn.step)
+        self._doubt, self._code = result, error.verify_code
+        self._hang_up()
+        self._say, self._hello, self._tls = _CONNECT, None, None
+        self._buffer = self._unsent = b""
+        self._connected = False
+        self._talk = turn.again()
+        return self._open()
 
     # Helpers
 
@@ -288,33 +403,38 @@ class Conversation:
         if result is not None:
             self._finish(result)
 
-    def _resume(self, answer: bytes) -> None:
-        """Give the dialogue its *answer*, and say what it wants to say next."""
-        say = self._talk.send(answer)
-        while say.complete is nothing:
-            with suppress(OSError):
-                self._sock.send(say.data)
-            say = self._talk.send(b"")
-        self._say = say
-        self._send(say.data)
-
     def _send(self, data: bytes) -> None:
         """Send what is left over and *data*, as far as there is room."""
         data = self._unsent + data
         try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
+            sent = self._sock.send(data) if data else 0
+        except ssl.SSLWantReadError:
+            self._unsent = data
+            return
+        except _WOULD_BLOCK:
             sent = 0
         self._unsent = data[sent:]
         if self._unsent:
-            self._await_room()
+            self._await_room(self._write)
         elif self._say.close:
             with suppress(OSError):  # the node has gone already: reading tells how
-                self._sock.shutdown(socket.SHUT_WR)
+                socket.socket.shutdown(self._sock, socket.SHUT_WR)  # SSLSocket's own ends TLS
 
-    def _await_room(self) -> None:
+    def _await_room(self, part: Callable[[], Result | None]) -> None:
         self._writing = True
-        self._loop.add_writer(self._fd, self._event, self._write)
+        self._loop.add_writer(self._fd, self._event, part)
+
+    def _ignore(self) -> None:
+        """Wait for nothing on the socket."""
+        self._loop.remove_reader(self._fd)
+        if self._writing:
+            self._loop.remove_writer(self._fd)
+            self._writing = False
+
+    def _hang_up(self) -> None:
+        self._ignore()
+        self._sock.close()
+        self._fd = -1
 
     def _lap(self, step: str) -> None:
         """Note that *step* is done, and its seconds."""
@@ -328,7 +448,8 @@ class Conversation:
 
     def _cut(self, verdict: Verdict, why: str) -> Result:
         """Return the result of a conversation that ended early, here."""
-        return Result(verdict, f"{self._step()}: {why}")
+        step = self._step()
+        return Result(verdict, f"{step}: {why}", step)
 
     def _returned(self, value: object) -> Result:
         """Take what the dialogue returned; a stranger's check may well forget the result."""
@@ -351,15 +472,28 @@ class Conversation:
     def _finish(self, result: Result) -> None:
         """Close, and report *result* with the times of its steps."""
         self.cancel()
+        step = self._step()
+        if self._doubt is not None:  # however far the second look came
+            result, step = self._doubt, self._doubt.step
         ended = self._loop.time()
         measures = {f"{step}_seconds": seconds for step, seconds in self._steps}
+        if self._left is not None:
+            measures["left_days"] = self._left
         measures.update(result.measures)
         measures["total_seconds"] = ended - self._started
         self._done(
-            Result(result.verdict, result.reason, self._step(), measures, tuple(self._steps)),
+            Result(result.verdict, result.reason, step, measures, tuple(self._steps)),
             self._started,
             ended,
         )
+
+
+def _drain(tls: ssl.SSLSocket) -> bytes:
+    """Read all that came: no event tells of what OpenSSL has read already."""
+    data = tls.recv(CHUNK)
+    while tls.pending():
+        data += tls.recv(CHUNK)
+    return data
 
 
 async def converse(address: str, port: int, talk: Dialogue, limit: float) -> Result:

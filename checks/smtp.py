@@ -1,24 +1,32 @@
-"""smtp: the mail server greets, and answers up to RCPT.
+"""smtp: the mail server greets, and answers up to RCPT; under TLS and logged in, if told so.
 
 A hung part of a mail server shows at a step of its own: no greeting when lookups or the listener
 hang, no answer to MAIL when the queue does, 451 to RCPT when a table's database is dead.  So
 *depth* says how far to go.  DATA is never sent, and a session that ends before it leaves nothing
 in the queue.
-Source: RFC 5321; the steps at which OpenSMTPD's processes hang were observed.
+Source: RFC 5321, 3207 (STARTTLS), 4954 (AUTH); the steps at which OpenSMTPD's processes hang were
+observed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from base64 import b64encode
+from collections.abc import Generator, Iterable
+from pathlib import Path
 from typing import Literal
 
-from checks import Option
-from checks._wire import Dialogue, Say, nothing, quote, reply
+from checks import LOGIN, NOBODY, Option, Target, Timing, _login, _tls
+from checks._login import Login
+from checks._tls import Policy
+from checks._wire import Dialogue, Say, StartTLS, nothing, quote, reply
 from hactl.core.model import Result, fail, ok
+from hactl.core.units import Secret
 
 # What would end a command or an argument early and let an option say more than it should.
 _UNSAFE = re.compile(r"[^!-~]|[<>]")
+
+_Turns = Generator[Say | StartTLS, bytes, Result | None]  # part of a dialogue; None: so far so good
 
 
 class Smtp(Option, frozen=True, kw_only=True, tag="smtp"):
@@ -26,7 +34,9 @@ class Smtp(Option, frozen=True, kw_only=True, tag="smtp"):
 
     *depth*: the last step.  *greeting*: the reply codes of the greeting that count as alive.
     *helo*: our name.  *mail_from*: the sender, by default the empty one.  *mail_to*: a recipient
-    that the server accepts.
+    that the server accepts.  *tls*: by command, or from the first byte.  *verify*: believe only a
+    certificate for *name*, by default the node's, of the authorities in *ca*, by default the
+    system's.  *login*: a file with user and password on two lines.
     """
 
     port: int = 25
@@ -35,6 +45,20 @@ class Smtp(Option, frozen=True, kw_only=True, tag="smtp"):
     helo: str = "hactl.invalid"
     mail_from: str = ""
     mail_to: str = ""
+    tls: Literal["off", "starttls", "implicit"] = "off"
+    verify: bool = True
+    name: str = ""
+    ca: Path | None = None
+    login: Secret | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """Return whom we believe."""
+        return Policy(verify=self.verify, ca=self.ca)
+
+    def times(self) -> Timing:
+        """Give a login more time: servers that know of guessing answer late."""
+        return self.timing if self.login is None else LOGIN
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """Yield what would break a command, and depth rcpt without a recipient."""
@@ -50,28 +74,36 @@ class Smtp(Option, frozen=True, kw_only=True, tag="smtp"):
         for code in self.greeting:
             if not 200 <= code <= 599:
                 yield "greeting", f"expected reply codes from 200 to 599 (got {code})"
+        if self.depth == "greeting" and (self.tls == "starttls" or self.login is not None):
+            yield "depth", "depth greeting ends before STARTTLS and login"
+        if self.tls != "off":
+            yield from _tls.problems(self.policy, self.name)
+        if self.login is not None:
+            if self.tls == "off":
+                yield "login", "a password needs TLS: say tls: starttls or tls: implicit"
+            yield from _login.problems(self.login)
 
-    def talk(self) -> Dialogue:
+    def talk(self, target: Target = NOBODY) -> Dialogue:
         """Look, then take leave.
 
         The verdict stands before QUIT, so nobody waits for its answer: the server has what it needs
         to end the session in order, and we save a wake-up in each conversation.
         """
-        result = yield from self.look()
+        result = yield from self.look(target)
         yield Say(b"QUIT\r\n", nothing, "quit")
         return result
 
-    def look(self) -> Dialogue:
+    def look(self, target: Target) -> Dialogue:
         """Go from the greeting to *depth*, or to the first step that is refused."""
+        if self.tls == "implicit":
+            yield self.secure(target)
         greeting = yield Say(b"", reply, "greeting")
         result = self.judge_greeting(greeting)
         if result.verdict != "ok" or self.depth == "greeting" or greeting[:1] != b"2":
             return result
-        hello = yield Say(f"EHLO {self.helo}\r\n".encode(), reply, "ehlo")
-        if hello[:1] == b"5":  # RFC 5321, 3.2: a server may know HELO only
-            hello = yield Say(f"HELO {self.helo}\r\n".encode(), reply, "helo")
-        if hello[:1] != b"2":
-            return refused("EHLO", hello)
+        trouble = yield from self.introduce(target)
+        if trouble is not None:
+            return trouble
         if self.depth == "ehlo":
             return result
         answer = yield Say(f"MAIL FROM:<{self.mail_from}>\r\n".encode(), reply, "mail")
@@ -81,6 +113,32 @@ class Smtp(Option, frozen=True, kw_only=True, tag="smtp"):
             return result
         answer = yield Say(f"RCPT TO:<{self.mail_to}>\r\n".encode(), reply, "rcpt")
         return result if answer[:1] == b"2" else refused("RCPT", answer)
+
+    def secure(self, target: Target) -> StartTLS:
+        """Return the turn from which on we speak under TLS."""
+        name = self.name or (target.node if self.verify else None)
+        return StartTLS(_tls.get(self.policy), name, lambda: self.talk(target))
+
+    def introduce(self, target: Target) -> _Turns:
+        """Say who we are, under TLS once more (RFC 3207, 4.2), and log in."""
+        hello = yield Say(f"EHLO {self.helo}\r\n".encode(), reply, "ehlo")
+        if hello[:1] == b"5":  # RFC 5321, 3.2: a server may know HELO only
+            hello = yield Say(f"HELO {self.helo}\r\n".encode(), reply, "helo")
+        if hello[:1] != b"2":
+            return refused("EHLO", hello)
+        if self.tls == "starttls":
+            if "STARTTLS" not in offers(hello):
+                return fail("offers no STARTTLS")
+            answer = yield Say(b"STARTTLS\r\n", reply, "starttls")
+            if answer[:3] != b"220":
+                return refused("STARTTLS", answer)
+            yield self.secure(target)
+            hello = yield Say(f"EHLO {self.helo}\r\n".encode(), reply, "ehlo_tls")
+            if hello[:1] != b"2":
+                return refused("EHLO", hello)
+        if self.login is None:
+            return None
+        return (yield from log_in(_login.get(self.login), offers(hello).get("AUTH", "")))
 
     def judge_greeting(self, greeting: bytes) -> Result:
         """Judge the code; 5yz means that this server does not want us, sick or not."""
@@ -100,3 +158,35 @@ def shown(answer: bytes) -> str:
     """Return code and text of the first line of *answer*."""
     first = answer.split(b"\n", 1)[0]
     return quote(first[:3] + b" " + first[4:]).rstrip()
+
+
+def offers(hello: bytes) -> dict[str, str]:
+    """Return what the answer to EHLO offers: keywords in capitals, with what stands behind them."""
+    lines = hello.decode("latin-1").upper().splitlines()[1:]
+    pairs = (line[4:].replace("=", " ", 1).partition(" ") for line in lines)  # AUTH=LOGIN is old
+    return {keyword: rest for keyword, _, rest in pairs}
+
+
+def log_in(login: Login, mechanisms: str) -> _Turns:
+    """Log in by PLAIN (RFC 4616) or LOGIN, whichever is among *mechanisms*."""
+    user, password = b64encode(login.user), b64encode(login.password)
+    secrets = [login.password, password]
+    if "PLAIN" in mechanisms.split():
+        both = b64encode(b"\0" + login.user + b"\0" + login.password)
+        secrets.append(both)
+        answer = yield Say(b"AUTH PLAIN " + both + b"\r\n", reply, "auth")
+    elif "LOGIN" in mechanisms.split():
+        answer = yield Say(b"AUTH LOGIN\r\n", reply, "auth")
+        if answer[:3] == b"334":
+            answer = yield Say(user + b"\r\n", reply, "auth_user")
+        if answer[:3] == b"334":
+            answer = yield Say(password + b"\r\n", reply, "auth_password")
+    else:
+        return fail(f"offers no AUTH PLAIN or LOGIN ({quote(mechanisms.encode(), 40) or 'none'})")
+    if answer[:3] == b"235":
+        return None
+    if any(secret in answer for secret in secrets):  # some repeat what they did not like
+        answer = answer[:3]
+    return (
+        fail(f"login refused ({shown(answer)})") if answer[:1] == b"5" else refused("AUTH", answer)
+    )

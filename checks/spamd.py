@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from checks import SCAN, Option, Timing
+from checks import NOBODY, SCAN, Option, Target, Timing
 from checks._wire import Dialogue, Say, line, quote, until_eof
 from hactl.core.model import Result, fail, ok
 
@@ -45,7 +45,7 @@ class Spamd(Option, frozen=True, kw_only=True, tag="spamd"):
 
     timing: ClassVar[Timing] = SCAN
 
-    def talk(self) -> Dialogue:
+    def talk(self, target: Target = NOBODY) -> Dialogue:
         """Ask for PONG, or scan one message."""
         if not self.scan:
             pong = yield Say(b"PING SPAMC/1.5\r\n\r\n", line, "ping")

@@ -5,7 +5,7 @@ What relayd's own `check tcp` sees, and no more: the kernel accepts, whatever th
 
 from __future__ import annotations
 
-from checks import Option
+from checks import NOBODY, Option, Target
 from checks._wire import Dialogue
 from hactl.core.model import ok
 
@@ -13,7 +13,7 @@ from hactl.core.model import ok
 class Tcp(Option, frozen=True, kw_only=True, tag="tcp"):
     """Options."""
 
-    def talk(self) -> Dialogue:
+    def talk(self, target: Target = NOBODY) -> Dialogue:
         """Say nothing: to be connected is all."""
         yield from ()
         return ok("connected")

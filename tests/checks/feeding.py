@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from checks._wire import Dialogue, nothing, until_eof
+from collections.abc import Iterable
+
+from checks._wire import Dialogue, StartTLS, nothing, until_eof
 from hactl.core.model import Result, fail
 
 
-def feed(talk: Dialogue, *chunks: bytes) -> tuple[Result, bytes, str]:
-    """Let the server say *chunks* and close; return result, all that was said, and the last step."""
+def feed(talk: Dialogue, *chunks: bytes, tls: Iterable[bytes] = ()) -> tuple[Result, bytes, str]:
+    """Let the server say *chunks*, after a handshake those of *tls*, and close.
+
+    Return the result, all that was said with `<TLS>` for the handshake, and the last step.
+    """
     said, buffer, step = b"", b"", ""
     arriving = iter(chunks)
     try:
         say = next(talk)
         while True:
+            if isinstance(say, StartTLS):
+                if buffer or any(arriving):
+                    return fail("bytes after STARTTLS"), said, say.step
+                said, step, arriving = said + b"<TLS>", say.step, iter(tls)
+                say = talk.send(b"TLSv1.3")
+                continue
             said += say.data
             if say.complete is nothing:
                 say = talk.send(b"")

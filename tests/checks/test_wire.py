@@ -4,10 +4,7 @@ import asyncio
 import errno
 import os
 import socket
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
@@ -17,85 +14,22 @@ from checks.smtp import Smtp
 from checks.spamd import Spamd
 from checks.tcp import Tcp
 from hactl.core.model import Result, Verdict, fail, ok
+from tests.checks.peers import (
+    GREETING,
+    LONG,
+    RCPT,
+    SESSION,
+    SHORT,
+    Talk,
+    hang,
+    look,
+    reset,
+    says,
+    serving,
+    summary,
+)  # fmt: skip
 
-SHORT = 0.1  # a deadline that is meant to pass
-LONG = 5.0  # one that is not
-
-GREETING = b"220 mx0 ESMTP\r\n"
-SESSION = [GREETING, b"250-mx0\r\n250 HELP\r\n", b"250 Ok\r\n", b"250 Ok\r\n"]
 STEPS = ["greeting", "ehlo", "mail", "rcpt"]
-RCPT = Smtp(depth="rcpt", mail_to="probe@example.org")
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def serving(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[int]:
-    """Serve on a free port until the block ends, whatever the sessions are doing then."""
-    sessions: set[asyncio.Task[Any]] = set()
-
-    async def session(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        sessions.add(task)
-        try:
-            with suppress(ConnectionError, asyncio.CancelledError):
-                await handler(reader, writer)
-        finally:
-            writer.transport.abort()
-
-    server = await asyncio.start_server(session, host, 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in sessions:
-            task.cancel()
-        await asyncio.gather(*sessions)
-        await server.wait_closed()
-        await asyncio.sleep(0)  # the aborted transports close in the loop's next turn
-
-
-def look(check: Option, handler: Handler, limit: float = LONG, host: str = "127.0.0.1") -> Result:
-    """Run *check* once against a server that does what *handler* does."""
-
-    async def main() -> Result:
-        async with serving(handler, host) as port:
-            return await converse(host, port, check.talk(), limit)
-
-    return asyncio.run(main())
-
-
-def summary(result: Result) -> tuple[Verdict, str, str]:
-    return result.verdict, result.step, result.reason
-
-
-def says(*answers: bytes, then: Handler | None = None) -> Handler:
-    """Greet with the first of *answers*, give the others for a line each, and *then* close."""
-
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for n, answer in enumerate(answers):
-            if n:
-                await reader.readline()
-            writer.write(answer)
-            await writer.drain()
-        if then is not None:
-            await then(reader, writer)
-        else:
-            writer.close()
-
-    return handler
-
-
-async def hang(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    await asyncio.Event().wait()
-
-
-async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    sock = writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-
 
 # Good conversations
 
@@ -158,16 +92,6 @@ def test_a_scan_ends_with_the_connection() -> None:
     result = look(Spamd(), scan)
     assert summary(result) == (Verdict.OK, "scan", "scanned, score 0.5 / 5.0")
     assert list(result.measures) == ["connect_seconds", "scan_seconds", "total_seconds"]
-
-
-class Talk(Option, frozen=True, kw_only=True, tag="talk"):
-    """A check that a test makes up."""
-
-    port: int = 0
-    dialogue: Callable[[], Dialogue]
-
-    def talk(self) -> Dialogue:
-        return self.dialogue()
 
 
 def test_what_does_not_fit_at_once_is_sent_in_parts() -> None:
