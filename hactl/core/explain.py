@@ -13,11 +13,13 @@ from msgspec import Struct
 
 from hactl import PROTOCOL
 from hactl.core.health import State
-from hactl.core.model import HostStatus, Note, Want
+from hactl.core.model import HostStatus, Note, Probe, Want
 from hactl.core.units import span
 
 if TYPE_CHECKING:
     from hactl.core.engine import Engine
+
+STALE_ALERT = 300.0  # seconds after which people hear of a probe that finds out nothing
 
 
 class Link(Struct, frozen=True):
@@ -29,7 +31,10 @@ class Link(Struct, frozen=True):
 
 
 class ProbeView(Struct, frozen=True):
-    """A probe as it stands: `streak` results in a row of the `row` that would change *state*."""
+    """A probe as it stands: `streak` results in a row of the `row` that would change *state*.
+
+    *stale*: nothing has been found out for three intervals.
+    """
 
     node: str
     check: str
@@ -42,6 +47,9 @@ class ProbeView(Struct, frozen=True):
     looked_seconds_ago: float | None
     newest: str
     newest_reason: str
+    stale: bool = False
+    count: int = 0
+    down_count: int = 0
 
 
 class MemberView(Struct, frozen=True):
@@ -226,7 +234,17 @@ def _probe(engine: Engine, now: float) -> Iterable[ProbeView]:
             None if health.looked is None else now - health.looked,
             last.verdict if last else "",
             last.reason if last else "",
+            _stale_for(engine, probe, now) > 0,
+            health.count,
+            rule.down_count,
         )
+
+
+def _stale_for(engine: Engine, probe: Probe, now: float) -> float:
+    """Return for how long nothing has been found out of a probe, beyond three intervals."""
+    health, rule = engine.healths[probe], engine.plan.rules[probe.check]
+    known = health.since if health.looked is None else health.looked
+    return now - known - 3 * rule.interval - rule.timeout
 
 
 def _alerts(engine: Engine, now: float) -> Iterable[str]:
@@ -240,6 +258,12 @@ def _alerts(engine: Engine, now: float) -> Iterable[str]:
     for name in engine.plan.services:
         if engine.observation is not None and name not in shown:
             yield f"service {name}: relayd shows no redirect or relay of that name"
+    for probe in sorted(engine.healths):
+        if _stale_for(engine, probe, now) > STALE_ALERT:
+            last = engine.healths[probe].last
+            why = last.reason if last else "never looked"
+            ago = span(now - (engine.healths[probe].looked or engine.started))
+            yield f"{probe} is stale: nothing found out for {ago} ({why})"
     for probe in sorted(engine.watched()):
         if engine.healths[probe].state is State.DOWN:
             yield f"{probe} is down: {engine.healths[probe].reason}"
@@ -292,7 +316,7 @@ def _explain(snap: Snapshot, service: ServiceView, member: MemberView) -> Iterab
 def _probe_line(probe: ProbeView) -> str:
     ago = probe.looked_seconds_ago
     looked = "never looked" if ago is None else f"looked {span(ago)} ago"
-    state = f"{probe.state} for {span(probe.for_seconds)}"
+    state = f"{probe.state} for {span(probe.for_seconds)}" + (", stale" if probe.stale else "")
     return f"    {probe.check:<10} {state}, {looked}: {probe.newest_reason or probe.reason}"
 
 
@@ -301,8 +325,11 @@ def _change(probe: ProbeView) -> str | None:
     left = probe.row - probe.streak
     if probe.state == State.DOWN:
         return f"up after {left} more successes in a row"
-    if probe.state == State.UP and probe.streak:
-        return f"down after {left} more fails in a row"
     if probe.state == State.UNKNOWN:
         return f"up at its first success, down after {left} fails in a row"
+    if probe.streak or probe.count:
+        more = probe.down_count - probe.count
+        return (
+            f"down after {left} more fails in a row, or {more} more before it is well for a while"
+        )
     return None

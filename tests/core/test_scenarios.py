@@ -785,3 +785,13 @@ def test_a_poll_whose_outcome_is_unknown_counts_as_sent() -> None:
         for probe in world.engine.due(world.now):
             world.engine.feed(Checked(probe, world.now, world.now, OK))
     assert all(b - a >= 1.5 for a, b in pairwise(polls))
+
+
+def test_a_probe_that_finds_out_nothing_is_stale_and_alerts_after_a_while() -> None:
+    world = World(PAIR, say=failing("A", after=30, how=LOST)).run(60)
+    snap = snapshot(world.engine, world.now, "0", (), {})
+    assert [(p.node, p.stale) for p in snap.probes] == [("A", True), ("B", False)]
+    assert snap.alerts == ()
+    world.run(360)
+    (alert,) = snapshot(world.engine, world.now, "0", (), {}).alerts
+    assert alert.startswith("A/smtp is stale: nothing found out for 6m")
