@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from hactl.core.engine import Engine
 from hactl.core.health import State
 from hactl.core.model import Action, HostStatus, Member, Verb, Verdict, Want
+from hactl.core.policy import Fate, Standing, lane
 from hactl.sim.ledger import worst_hour
 from hactl.sim.truth import Event
 from hactl.sim.world import BY_CHECKS, START, Watcher, World
@@ -87,19 +89,15 @@ class Watch(Watcher):
         if cause not in BY_CHECKS:
             return
         plan = world.cluster.plan.services[member.service]
-        prefer = tuple(p for p in engine.healths if p.node == standing.node
-                       and p.check in getattr(plan, "prefer", ()))  # fmt: skip
-        probes = (*standing.probes, *prefer)
+        probes = (*standing.probes, *standing.prefers)
         if not any(Verdict.FAIL in world.verdicts.get(p, [])
                    or Verdict.WARN in world.verdicts.get(p, []) for p in probes):  # fmt: skip
             self._say(world, 2, member, f"{member} disabled on unknown results: {action.reason}")
-        if getattr(plan, "open", True) and not getattr(plan, "exclusive", False):
+        if plan.open and not plan.exclusive:
             passing = [
                 m
                 for m, s in engine.standings.items()
-                if m.service == member.service
-                and s.node is not None
-                and not any(engine.healths[p].state is State.DOWN for p in s.probes)
+                if m.service == member.service and s.node is not None and not _failing(engine, s)
             ]
             if not passing:
                 self._say(world, 9, member, f"{member} disabled while nobody passes")
@@ -130,7 +128,7 @@ class Watch(Watcher):
         world._settle_serving()
         plan = world.cluster.plan.services[member.service]
         cause = engine.decisions[member].cause
-        closed = not getattr(plan, "open", True) or getattr(plan, "exclusive", False)
+        closed = not plan.open or plan.exclusive
         if self._before.get(member.service) and not world.serving(member.service):
             again = member not in self._before[member.service]
             if cause != "maint" and not closed and not again:
@@ -182,8 +180,11 @@ class Watch(Watcher):
             self._kept(world, member)
 
     def _frozen(self, world: World, service: str) -> bool:
-        freezes = getattr(world.engine, "freezes", {})
-        return bool(freezes) and (service in freezes or "" in freezes)
+        assert world.engine is not None
+        return any(
+            o.kind in ("freeze", "hands-off") and o.target in (service, "all")
+            for o in world.engine.overrides.values()
+        )
 
     def _kept(self, world: World, member: Member) -> None:
         """Rule 1: while pf is empty no passing member is held back for long."""
@@ -207,7 +208,7 @@ class Watch(Watcher):
 
     def _exclusive(self, world: World) -> None:
         for name, plan in world.cluster.plan.services.items():
-            if getattr(plan, "exclusive", False) and len(world.serving(name)) > 1:
+            if plan.exclusive and len(world.serving(name)) > 1:
                 sure = world.reborn is None or world.now > world.reborn + LATE
                 if sure and world.now > START + 30:
                     self._say(world, 3, name, f"{name} has two members in pf")
@@ -226,6 +227,18 @@ class Watch(Watcher):
                 if worst_hour(times) > 15:
                     text = f"{member} was changed {worst_hour(times)} times in an hour"
                     self._say(world, 6, member, text)
+
+
+def _failing(engine: Engine, standing: Standing) -> bool:
+    """Tell whether a required check speaks against a member, as policy counts it."""
+    for probe in standing.probes:
+        if engine.healths[probe].state is not State.DOWN:
+            continue
+        fate = engine.fates.get(lane(probe), Fate())
+        waits = standing.enabled and (standing.node, probe) in fate.waits
+        if not waits and not fate.suppresses(standing.node, probe):
+            return True
+    return False
 
 
 def broken(violations: Sequence[Violation]) -> list[int]:

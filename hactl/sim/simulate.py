@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from hactl.core.model import Verb
 from hactl.sim import scenario as scenario_
-from hactl.sim.ledger import Figures
 from hactl.sim.rules import Violation, Watch
 from hactl.sim.scenario import Scenario
 from hactl.sim.world import Run, World
@@ -98,24 +97,7 @@ def _words(scenario: Scenario, run: Run) -> Iterator[str]:
         found = scenario_.served(line)
         assert found is not None
         at, service, words = found
-        serving = {
-            m.host
-            for s in run.stretches
-            if s.service == service and s.at <= at
-            for m in s.serving
-            if s is last(run, service, at)
-        }
+        newest = [s for s in run.stretches if s.service == service and s.at <= at]
+        serving = {m.host for m in newest[-1].serving} if newest else set()
         if serving != words:
             yield f'"{line}" was expected; it was {", ".join(sorted(serving)) or "nobody"}'
-
-
-def last(run: Run, service: str, at: float) -> object:
-    """Return the newest stretch of a service at a second."""
-    return max(
-        (s for s in run.stretches if s.service == service and s.at <= at),
-        key=lambda s: s.at,
-        default=None,
-    )
-
-
-__all__ = ["Figures", "Outcome", "simulate"]

@@ -21,7 +21,7 @@ Fault = Literal["crash", "vanish", "hang", "refuse", "slow", "warn", "unknown", 
 Deed = Literal[
     "cut", "lag", "stall", "kill", "mute",
     "reload", "restart", "down",
-    "disable", "enable", "drain", "maint", "pin", "resume", "freeze", "thaw", "clock",
+    "disable", "enable", "drain", "maint", "pin", "resume", "freeze", "hands-off", "thaw",
 ]  # fmt: skip
 
 FAULTS: Mapping[str, str] = {
@@ -48,7 +48,7 @@ DEEDS: Mapping[str, str] = {
     "enable": "somebody runs relayctl host enable",
     "drain": "hactl drain", "maint": "hactl maint", "pin": "hactl pin", "resume": "hactl resume",
     "freeze": "hactl freeze", "thaw": "hactl thaw",
-    "clock": "the wall clock jumps by `by`",
+    "hands-off": "hactl freeze --hands-off",
 }  # fmt: skip
 
 

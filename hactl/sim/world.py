@@ -12,7 +12,7 @@ decision, and when a wait ends.  The same seed gives the same run.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -39,6 +39,7 @@ from hactl.core.model import (
     Verb,
     Verdict,
 )
+from hactl.core.policy import LOAD
 from hactl.daemon.plan import facts as facts_of
 from hactl.daemon.plan import plan as plan_of
 from hactl.lab.model import Check, Model
@@ -263,7 +264,7 @@ class World:
         until = min(self.end, START + self._edges[-1].at if self._edges else self.end)
         if not self._started:
             return
-        until = min(until, engine.next_moment(self.now)) - LANDING
+        until = min([until, *(end for end in self._ends() if end > self.now)]) - LANDING
         if until - self.now < LANDING:
             return
         began, changed = self.now, self.changed_at
@@ -286,7 +287,22 @@ class World:
             return False
         engine = self.engine
         assert engine is not None
-        return not engine.waits and not any(h.suspect or h.streak for h in engine.healths.values())
+        return not engine.waits and not any(
+            h.suspect or h.streak or h.turns or h.count for h in engine.healths.values()
+        )
+
+    def _ends(self) -> Iterator[float]:
+        """Yield when what decisions wait for will be over."""
+        engine = self.engine
+        assert engine is not None
+        yield engine.next_moment(self.now)
+        yield from (o.ends for o in engine.overrides.values() if o.ends is not None)
+        for decision in engine.decisions.values():
+            yield from (n.until for n in decision.chain if n.until is not None)
+        for memory in engine.memories.values():
+            yield from (hold.until for hold in memory.holds.values())
+            for guard in memory.guards.values():
+                yield from (guard.until, guard.removed + LOAD)
 
     def _moment(self) -> None:
         """Do all that is due now."""
@@ -341,9 +357,7 @@ class World:
                 self._restart(event, begins)
             case "disable" | "enable" if begins:
                 self._by_hand(event)
-            case "drain" | "maint" | "pin" if begins:
-                self._override(event)
-            case "resume" | "thaw" | "freeze" if begins:
+            case "drain" | "maint" | "pin" | "freeze" | "hands-off" | "resume" | "thaw" if begins:
                 self._order(event)
 
     def _restart(self, event: Event, begins: bool) -> None:
@@ -415,23 +429,23 @@ class World:
                         return host.conf.id
         return None
 
-    def _override(self, event: Event) -> None:
-        if self.engine is None:
+    def _order(self, event: Event) -> None:
+        """Do as an operator says with hactl; a refusal is shown."""
+        engine = self.engine
+        if engine is None:
             return
         ends = None if event.lasts is None else self.now + event.lasts
-        for target in event.to:
-            self.engine.override(
-                Override(target, event.do, "operator", "", self.now, ends, ends)
-            )  # fmt: skip
-        self._wake = True
-        self._dirty = True
-
-    def _order(self, event: Event) -> None:
-        if self.engine is None:
-            return
-        for target in event.to:
+        for target in event.to or ("all",):
             if event.do == "resume":
-                self.engine.resume(target)
+                engine.resume(target)
+            elif event.do == "thaw":
+                engine.thaw(target)
+            else:
+                order = Override(target, event.do, "operator", "", self.now, ends, ends)
+                if refusal := engine.refusal(order):
+                    self._say("hactl", f"refused: {refusal}")
+                else:
+                    engine.override(order)
         self._wake = True
         self._dirty = True
 
@@ -546,11 +560,10 @@ class World:
             engine.observed(observation, self.now)
             actions = engine.actions(self.now)
             self._report()
-            if not actions or actions[0].words() in tried:
+            action = next((a for a in actions if a.words() not in tried), None)
+            if action is None:
                 break
-            action = actions[0]
-            if action.verb is not Verb.POLL:
-                tried.add(action.words())
+            tried.add(action.words())
             self._act(action)
             self._run_relayd()
             self._settle_serving()
@@ -663,12 +676,13 @@ class World:
             for m in (Member(layout.name, position, host.conf.name),)
         }
         position = min((m.table for m in serving), default=None)
+        exclusive = bool(serving) and self.cluster.plan.services[layout.name].exclusive
         self.ledger.accounts[layout.name].set(
             self.now,
             serving,
             bad,
             self._excused,
-            lambda m: m in up and m.table != position,
+            lambda m: exclusive or (m in up and m.table != position),
             self._started,
         )
 
@@ -692,6 +706,7 @@ def keep(old: Engine, new: Engine) -> None:
     new.owned = dict(old.owned)
     for override in old.overrides.values():
         new.override(override)
+    new.remember({name: memory.lasting() for name, memory in old.memories.items()})
 
 
 def observe(model: Model) -> tuple[Service, ...]:
