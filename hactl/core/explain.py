@@ -270,6 +270,11 @@ def _alerts(engine: Engine, now: float) -> Iterable[str]:
     for member, decision in engine.decisions.items():
         if decision.cause in ("foreign", "stranger", "fixed"):
             yield f"{member}: {decision.reason}"
+        elif decision.cause in ("floor", "exclusive") and decision.want is Want.IN:
+            yield f"{member} is kept in though something speaks against it: {decision.reason}"
+    for override in engine.overrides.values():
+        if override.kind == "hands-off":
+            yield f"hands off {override.target}: nothing is sent to relayd and no rule holds"
 
 
 def explain(snap: Snapshot, name: str) -> list[str]:
