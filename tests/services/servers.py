@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from hactl.core.model import Result, Verdict
 
 HOST = "127.0.0.1"
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+NEWER = Path("/usr/local/lib/hactl-tests/opensmtpd/usr/sbin")  # see install
 PATIENCE = 20.0  # seconds to become ready, or to end
 
 
@@ -32,6 +34,14 @@ def need(*programs: str) -> None:
             pytest.skip(f"no {program} here: run tests/services/install")
     if os.geteuid() != 0:
         pytest.skip(f"{programs[0]} needs root")
+
+
+def speaks_tls() -> bool:
+    """Tell whether the installed smtpd does: 6.8 and OpenSSL 3 do not go together."""
+    smtpd = shutil.which("smtpd", path=PATH) or ""
+    usage = subprocess.run([smtpd, "-h"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r"OpenSMTPD (\d+)", usage)
+    return version is not None and int(version[1]) >= 7
 
 
 def free_port() -> int:
