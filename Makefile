@@ -13,7 +13,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not service"
+	$(BIN)/pytest -q -n 4 -m "not service"
 
 test: check
 	$(BIN)/pytest -q -m service -rs

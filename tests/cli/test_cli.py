@@ -99,6 +99,8 @@ def test_a_day_of_an_operator(tmp_path: Path) -> None:
         emptied = await hactl("maint", "mx-smtp", *at)
         assert (emptied.code, "say --yes" in emptied.err) == (1, True)
 
+        await farm.until(lambda: farm.disabled() == set())
+        await farm.until(farm.settled)
         farm.nodes["mx1"].set("smtp", Mood.SAY421)
         await farm.until(lambda: farm.disabled() == {"2"})
         sick = await hactl("status", *at)

@@ -29,7 +29,9 @@ def play(scene: Callable[[Runner, Node, Seen], Awaitable[None]]) -> None:
         runner = Runner(lambda now: [probes.pop()] if probes else [], seen.put_nowait)
         option = Smtp(port=node.where("smtp")[1])
         second = Duration(1)
-        runner.configure({"smtp": Check(option, second, Duration(0.15), Duration(0.2), Duration(0))})
+        runner.configure(
+            {"smtp": Check(option, second, Duration(0.15), Duration(0.2), Duration(0))}
+        )
         try:
             await scene(runner, node, seen)
         finally:
