@@ -19,6 +19,7 @@ from hactl.core.units import span
 if TYPE_CHECKING:
     from hactl.core.engine import Engine
 
+FORCED = ("drain", "maint", "pin", "freeze")  # what operators want is as wanted
 STALE_ALERT = 300.0  # seconds after which people hear of a probe that finds out nothing
 
 
@@ -55,7 +56,7 @@ class ProbeView(Struct, frozen=True):
 class MemberView(Struct, frozen=True):
     """A member as relayd shows it (*relayd*), what it should be (*want*) and the whole why.
 
-    *mark* is the forced state, if one is forced: drain, maint or foreign.  *as_wanted* is false
+    *mark* is the forced state, if one is forced: drain, maint, pin, freeze or foreign.  *as_wanted* is false
     while something is wrong or has to wait.
     """
 
@@ -179,7 +180,7 @@ def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
         status = standing.status
         off = not standing.enabled
         differs = (want is Want.IN and off) or (want is Want.OUT and not off)
-        forced = cause if cause in ("drain", "maint", "foreign") else ""
+        forced = cause if cause in (*FORCED, "foreign") else ""
         healthy = want is Want.IN and status is HostStatus.UP and not cause
         passing = sum(engine.healths[p].state is State.UP for p in standing.probes)
         yield MemberView(
@@ -201,7 +202,7 @@ def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
             tuple(_link(note, now) for note in chain),
             f"would: {want}" if differs and not acts else "",
             (healthy and passing == len(standing.probes))
-            or (forced in ("drain", "maint") and not differs),
+            or (forced in FORCED and not differs),
             tuple(f"{p.node}/{p.check}@{p.address}" for p in standing.probes),
         )
 
