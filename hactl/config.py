@@ -123,7 +123,8 @@ def _whole(text: str) -> int:
 
 
 def _decimal(text: str) -> float:
-    return float(_matched(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?")(text))
+    # the exponent is how `show` writes the very big and the very small
+    return float(_matched(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?(e[+-][0-9]{2})?")(text))
 
 
 def _boolean(text: str) -> bool:
@@ -170,6 +171,13 @@ def _fast(text: str) -> Duration:
     return value
 
 
+def _pace(text: str) -> Pace:
+    pace = Pace.parse(text)
+    if not 1 <= pace[1] <= 3600:  # policy forgets what is older than an hour
+        raise _RangeError("a pace over 1s to 1h")
+    return pace
+
+
 def _pattern(pattern: str) -> dict[str, object]:
     return {"type": "string", "pattern": f"^{pattern}$"}
 
@@ -193,7 +201,7 @@ _SCALARS: Mapping[object, _Scalar] = {
         _pattern(Size.PATTERN) | {"type": ["string", "integer"]},
     ),
     Share: _Scalar("a share", ' like "60%"', "any", Share.parse, _pattern(Share.PATTERN)),
-    Pace: _Scalar("a pace", ' like "25% in 60s"', "any", Pace.parse, _pattern(Pace.PATTERN)),
+    Pace: _Scalar("a pace", ' like "25% in 60s"', "any", _pace, _pattern(Pace.PATTERN)),
     FileMode: _Scalar("a mode", ' like "0660"', "text", FileMode.parse, _pattern(FileMode.PATTERN)),
     Path: _Scalar("an absolute path", "", "text", _path, {"type": "string", "pattern": "^/"}),
     Secret: _Scalar("an absolute path", "", "text", _secret, {"type": "string", "pattern": "^/"}),
@@ -825,6 +833,7 @@ class _Walker:
         specs = {"defaults": _Spec("defaults", _Defaults), **_specs(Config)}
         values = self.fields(specs, self.top, "")
         self.share_names()
+        self.share_fates()
         if values is None or self.problems:
             return None
         values.pop("defaults", None)
@@ -838,6 +847,9 @@ class _Walker:
     def share_names(self) -> None:
         """Nodes and services share one space of names, so that a command need not say which."""
         nodes, services = self.top.get("nodes"), self.top.get("services")
+        if isinstance(services, _Map) and "all" in services.entries:
+            text = "a freeze of all means every service; take another name"
+            self.say(services.entries["all"][0], "services.all", text)
         if not isinstance(nodes, _Map) or not isinstance(services, _Map):
             return
         for name in nodes.entries.keys() & services.entries.keys():
@@ -847,6 +859,14 @@ class _Walker:
                 self.say(service, f"services.{_shown(name)}", text.format("node", node.line))
             else:
                 self.say(node, f"nodes.{_shown(name)}", text.format("service", service.line))
+
+    def share_fates(self) -> None:
+        """Say which checks are declared to be their own cause."""
+        tree = self.top.get("shared_fate")
+        for name, (_, effects) in tree.entries.items() if isinstance(tree, _Map) else ():
+            for item in effects.items if isinstance(effects, _List) else ():
+                if isinstance(item, _Leaf) and item.text == name:
+                    self.say(item, f"shared_fate.{_shown(name)}", "it cannot be its own cause")
 
     def default(self, tree: _Map, path: str) -> object:
         """Read the defaults for their errors alone; `under` brings them to where they count."""
@@ -940,8 +960,8 @@ class _Walker:
         if limit.warn is None and limit.fail is None:
             self.say(tree, path, "has neither warn nor fail; name a threshold")
         elif given != sorted(given, reverse=limit.low):
-            order = ">=" if limit.low else "<="
-            self.say(tree, path, f"expected clear {order} warn {order} fail; `low: true` turns it")
+            order, hint = (">=", "") if limit.low else ("<=", "; `low: true` turns it")
+            self.say(tree, path, f"expected clear {order} warn {order} fail{hint}")
         return limit
 
     def option(self, tree: _Map, path: str) -> type[checks.Option] | None:

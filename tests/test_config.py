@@ -19,10 +19,12 @@ from checks.spamd import Spamd
 from checks.tcp import Tcp
 from hactl import config
 from hactl.config import Check, Config, ConfigError, Control, Node, Service
-from hactl.core.units import Duration, FileMode, Secret, Share
+from hactl.core.model import Limit
+from hactl.core.units import Duration, FileMode, Pace, Secret, Share
 
 EXAMPLE = Path(__file__).parent.parent / "etc" / "hactl.yaml"
 MODE = "mode: observe\n"
+DIALOGUE = (Duration(2), Duration(1), Duration(0.2), Duration(0.1))
 SMTP = MODE + "checks: {smtp: {type: smtp}}\n"
 
 
@@ -47,7 +49,7 @@ services: {mx0-smtp: {require: [smtp]}}
     assert config.parse(text, "f") == Config(
         mode="relayctl",
         nodes={"mx0": Node(("10.0.0.4",)), "mx1": Node(("10.0.0.5",))},
-        checks={"smtp": Check(Smtp(), Duration(2), Duration(1), Duration(0.2))},
+        checks={"smtp": Check(Smtp(), *DIALOGUE)},
         services={"mx0-smtp": Service(mode="relayctl", require=("smtp",))},
     )
 
@@ -87,15 +89,16 @@ def test_options_stand_beside_the_common_keys() -> None:
         + "nodes: {mx1: mx1.domain.tld}\nchecks: {imap: {type: tcp, port: 143, at: mx1, fall: 5}}"
     )
     assert config.parse(text, "f").checks["imap"] == Check(
-        Tcp(port=143), Duration(2), Duration(1), Duration(0.2), fall=5, at="mx1"
+        Tcp(port=143), *DIALOGUE, fall=5, at="mx1"
     )
 
 
 def test_a_short_interval_shortens_the_defaults_that_would_not_fit() -> None:
     text = MODE + "checks: {a: {type: smtp, interval: 100ms}, b: {type: spamd, interval: 1m}}"
     parsed = config.parse(text, "f").checks
-    assert parsed["a"] == Check(Smtp(), Duration(0.1), Duration(0.1), Duration(0.1))
-    assert parsed["b"] == Check(Spamd(), Duration(60), Duration(10), Duration(1))
+    tenth = Duration(0.1)
+    assert parsed["a"] == Check(Smtp(), tenth, tenth, tenth, tenth)
+    assert parsed["b"] == Check(Spamd(), Duration(60), Duration(10), Duration(1), Duration(0))
 
 
 def test_own_keys_come_before_defaults_and_defaults_before_the_type() -> None:
@@ -106,11 +109,68 @@ checks: {smtp: {type: smtp, fall: 4}}
 services: {a: {require: [smtp]}, b: {watch: [smtp], on_exit: keep, mode: observe}}
 """
     parsed = config.parse(text, "f")
-    assert parsed.checks["smtp"] == Check(Smtp(), Duration(30), Duration(1), Duration(0.2), fall=4)
+    assert parsed.checks["smtp"] == Check(Smtp(), Duration(30), *DIALOGUE[1:], fall=4)
     assert parsed.services == {
         "a": Service(mode="relayctl", require=("smtp",), on_exit="release"),
         "b": Service(mode="observe", watch=("smtp",)),
     }
+
+
+EVERY_RULE = """
+mode: relayctl
+defaults: {check: {hedge: 0s, wipe_count: 20}, service: {pace: 50% in 1h, prefer_serving: 40%}}
+checks:
+  smtp:
+    type: smtp
+    hedge: 300ms
+    down_count: 5
+    limits:
+      greeting_seconds: {warn: 0.5, fail: 0.9, clear: 0.3}
+      total_seconds: {fail: 1}
+      tiny: {warn: 0.00001, clear: -0.00000001}
+      huge: {warn: 100000000000000000, clear: null}
+  queue: {type: tcp, port: 1, limits: {left_days: {warn: 14, fail: 1, clear: 20.5, low: true}}}
+  nfs: {type: tcp, port: 2049}
+services:
+  a: {require: [smtp], prefer: [queue], floor: closed, min_serving: 2}
+  b: {prefer: [queue, smtp], watch: [nfs], exclusive: true, failback: manual, pace: 12.5% in 1.5s}
+shared_fate: {nfs: [smtp, queue]}
+"""
+
+
+def test_the_rules_of_health_and_policy_can_be_set() -> None:
+    parsed = config.parse(EVERY_RULE, "f")
+    smtp, queue = parsed.checks["smtp"], parsed.checks["queue"]
+    assert (smtp.hedge, smtp.down_count, smtp.wipe_count) == (Duration(0.3), 5, 20)
+    assert (queue.hedge, queue.down_count) == (Duration(0), 8)
+    assert smtp.limits == {
+        "greeting_seconds": Limit(0.5, 0.9, 0.3),
+        "total_seconds": Limit(fail=1.0),
+        "tiny": Limit(warn=1e-5, clear=-1e-8),
+        "huge": Limit(warn=1e17),
+    }
+    assert queue.limits == {"left_days": Limit(14.0, 1.0, 20.5, low=True)}
+    hour = Pace((Share(0.5), Duration(3600)))
+    assert parsed.services == {
+        "a": Service(
+            "relayctl", ("smtp",), ("queue",), min_serving=2, floor="closed",
+            prefer_serving=Share(0.4), pace=hour,
+        ),
+        "b": Service(
+            "relayctl", (), ("queue", "smtp"), ("nfs",), prefer_serving=Share(0.4),
+            pace=Pace((Share(0.125), Duration(1.5))), exclusive=True, failback="manual",
+        ),
+    }  # fmt: skip
+    assert parsed.shared_fate == {"nfs": ("smtp", "queue")}
+
+
+def test_the_defaults_of_health_and_policy() -> None:
+    parsed = config.parse(SMTP + "services: {a: {require: [smtp]}}", "f")
+    check, service = parsed.checks["smtp"], parsed.services["a"]
+    assert (check.down_count, check.wipe_count, check.limits) == (8, 12, {})
+    assert (service.floor, service.exclusive, service.failback) == ("open", False, "auto")
+    assert (str(service.prefer_serving), str(service.pace)) == ("50%", "25% in 1m")
+    assert parsed.shared_fate == {}
 
 
 def test_anchors_and_merges_are_welcome_and_own_keys_win() -> None:
@@ -217,7 +277,67 @@ SCALARS = [
     ),
     ("type: smtp, greeting: 220", "33: checks.x.greeting: expected a list (got 220)"),
     ("type: smtp, prot: 25", '23: checks.x.prot: unknown key; did you mean "port"?'),
-    ("type: smtp, hedge: 1s", "23: checks.x.hedge: unknown key"),
+    (
+        "type: smtp, hedge: 1ms",
+        '30: checks.x.hedge: expected a duration of at least 10ms, or 0s (got "1ms")',
+    ),
+    ("type: smtp, hedge: 3s", "30: checks.x.hedge: 3s is longer than the interval, 2s"),
+    (
+        "type: smtp, interval: 50ms, hedge: 60ms",
+        "46: checks.x.hedge: 60ms is longer than the interval, 50ms",
+    ),
+    (
+        "type: smtp, down_count: 0",
+        "35: checks.x.down_count: expected a whole number from 1 to 1000 (got 0)",
+    ),
+    (
+        "type: smtp, wipe_count: 1001",
+        "35: checks.x.wipe_count: expected a whole number from 1 to 1000 (got 1001)",
+    ),
+    ("type: smtp, limits: 3", "31: checks.x.limits: expected a mapping (got 3)"),
+    ("type: smtp, limits: {a: 3}", "35: checks.x.limits.a: expected a mapping (got 3)"),
+    (
+        "type: smtp, limits: {a: {}}",
+        "35: checks.x.limits.a: has neither warn nor fail; name a threshold",
+    ),
+    (
+        "type: smtp, limits: {a: {clear: 1, low: true}}",
+        "35: checks.x.limits.a: has neither warn nor fail; name a threshold",
+    ),
+    (
+        "type: smtp, limits: {a: {warn: 3, fial: 5}}",
+        '45: checks.x.limits.a.fial: unknown key; did you mean "fail"?',
+    ),
+    (
+        "type: smtp, limits: {a: {warn: 10s}}",
+        '42: checks.x.limits.a.warn: expected a number (got "10s")',
+    ),
+    (
+        "type: smtp, limits: {a: {warn: 1, low: 1}}",
+        "50: checks.x.limits.a.low: expected true or false (got 1)",
+    ),
+    *(
+        (f"type: smtp, limits: {{a: {{{limit}}}}}", f"35: checks.x.limits.a: {message}")
+        for limits, message in (
+            (
+                ("warn: 5, fail: 3", "warn: 3, clear: 4", "fail: 3, clear: 4"),
+                "expected clear <= warn <= fail; `low: true` turns it",
+            ),
+            (
+                (
+                    "warn: 3, fail: 5, low: true",
+                    "warn: 3, clear: 2, low: true",
+                    "fail: 3, clear: 2.9, low: true",
+                ),
+                "expected clear >= warn >= fail",
+            ),
+        )
+        for limit in limits
+    ),
+    (
+        "type: smtp, limits: {a/b: {warn: 1}}",
+        '32: checks.x.limits: expected a name of letters, digits and "_.:@+-" (got "a/b")',
+    ),
     ("type: smtp, at: mx0", '27: checks.x.at: no node "mx0"'),
     ("type: spamd, scan: 1", "30: checks.x.scan: expected true or false (got 1)"),
     (
@@ -371,7 +491,7 @@ def test_wrong_nodes(node: str, messages: list[str]) -> None:
 @pytest.mark.parametrize(
     ("service", "messages"),
     [
-        ("{}", ["6: services.x: requires and watches nothing; name a check"]),
+        ("{}", ["6: services.x: requires, prefers and watches nothing; name a check"]),
         ("{require: [smpt]}", ['17: services.x.require: no check "smpt"; did you mean "smtp"?']),
         ("{require: smtp}", ['16: services.x.require: expected a list (got "smtp")']),
         ("{require: [smtp, smtp]}", ['23: services.x.require: "smtp" is given twice']),
@@ -380,12 +500,32 @@ def test_wrong_nodes(node: str, messages: list[str]) -> None:
             ['32: services.x.watch: "smtp" is required already'],
         ),
         (
-            "{require: [smtp], min_serving: 0, on_exit: kepe, mode: off, prefer: []}",
+            "{require: [smtp], prefer: [smtp], watch: [smtp]}",
+            [
+                '33: services.x.prefer: "smtp" is required already',
+                '48: services.x.watch: "smtp" is required already',
+            ],
+        ),
+        (
+            "{prefer: [smtp], watch: [smtp]}",
+            ['31: services.x.watch: "smtp" is preferred already'],
+        ),
+        (
+            "{prefer: [smtp], floor: shut, exclusive: 1, failback: never, prefer_serving: 0.5}",
+            [
+                '30: services.x.floor: expected open or closed (got "shut")',
+                "47: services.x.exclusive: expected true or false (got 1)",
+                '60: services.x.failback: expected auto or manual (got "never")',
+                '83: services.x.prefer_serving: expected a share like "60%" (got 0.5)',
+            ],
+        ),
+        (
+            "{require: [smtp], min_serving: 0, on_exit: kepe, mode: off, perfer: []}",
             [
                 '37: services.x.min_serving: expected a whole number from 1 to 1000 or a share like "60%" (got 0)',
                 '49: services.x.on_exit: expected keep or release (got "kepe")',
                 "61: services.x.mode: expected relayctl or observe (got off)",
-                "66: services.x.prefer: unknown key",
+                '66: services.x.perfer: unknown key; did you mean "prefer"?',
             ],
         ),
         (
@@ -396,6 +536,54 @@ def test_wrong_nodes(node: str, messages: list[str]) -> None:
 )
 def test_wrong_services(service: str, messages: list[str]) -> None:
     assert wrong(f"{SMTP}services:\n  x: {service}") == [f"4:{m}" for m in messages]
+
+
+@pytest.mark.parametrize(
+    "pace",
+    [
+        "25%",
+        "60s",
+        "25% per 60s",
+        "25% in 60",
+        "25 in 60s",
+        "25%  in 60s",
+        "101% in 60s",
+        "in",
+        "''",
+    ],
+)
+def test_a_pace_is_a_share_in_a_span(pace: str) -> None:
+    (message,) = wrong(f"{SMTP}services: {{x: {{require: [smtp], pace: {pace}}}}}")
+    assert message.startswith('3:39: services.x.pace: expected a pace like "25% in 60s" (got ')
+
+
+@pytest.mark.parametrize("pace", ["25% in 0s", "25% in 500ms", "25% in 61m"])
+def test_a_pace_is_remembered_for_an_hour(pace: str) -> None:
+    assert wrong(f"{SMTP}services: {{x: {{require: [smtp], pace: {pace}}}}}") == [
+        f'3:39: services.x.pace: expected a pace over 1s to 1h (got "{pace}")'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fates", "message"),
+    [
+        ("[smtp]", "14: shared_fate: expected a mapping (got a list)"),
+        ("{nfs: smtp}", '20: shared_fate.nfs: expected a list (got "smtp")'),
+        ("{nfs: [smpt]}", '21: shared_fate.nfs: no check "smpt"; did you mean "smtp"?'),
+        ("{nsf: [smtp]}", '15: shared_fate: no check "nsf"; did you mean "nfs"?'),
+        ("{nfs: [smtp, smtp]}", '27: shared_fate.nfs: "smtp" is given twice'),
+        ("{nfs: [smtp, nfs]}", "27: shared_fate.nfs: it cannot be its own cause"),
+    ],
+)
+def test_wrong_shared_fates(fates: str, message: str) -> None:
+    text = MODE + "checks: {smtp: {type: smtp}, nfs: {type: tcp, port: 2049}}\nshared_fate: "
+    assert wrong(text + fates) == [f"3:{message}"]
+
+
+def test_no_service_is_called_all() -> None:
+    assert wrong(SMTP + "services: {all: {require: [smtp]}}") == [
+        "3:12: services.all: a freeze of all means every service; take another name"
+    ]
 
 
 def test_nodes_and_services_share_one_space_of_names() -> None:
@@ -533,6 +721,8 @@ def test_what_is_shown_reads_as_the_same() -> None:
         "f",
     )
     assert config.parse(config.show(odd), "f") == odd
+    rules = config.parse(EVERY_RULE, "f")
+    assert config.parse(config.show(rules), "f") == rules
 
 
 def test_no_option_has_the_name_of_a_common_key() -> None:
@@ -555,7 +745,8 @@ def fits(value: object, schema: object) -> bool:
                     float: "number",
                     type(None): "null",
                 }
-                good = names[type(value)] in ([rule] if isinstance(rule, str) else rule)
+                allowed = [rule] if isinstance(rule, str) else rule
+                good = names[type(value)] in allowed or (type(value) is int and "number" in allowed)
             case "const":
                 good = value == rule
             case "enum":
@@ -599,6 +790,8 @@ def test_the_schema_accepts_what_is_accepted_and_refuses_what_is_not() -> None:
     schema = config.schema()
     assert fits(yaml.safe_load(EXAMPLE.read_text()), schema)
     assert fits(yaml.safe_load(config.show(config.load(EXAMPLE))), schema)
+    assert fits(yaml.safe_load(EVERY_RULE), schema)
+    assert fits(yaml.safe_load(config.show(config.parse(EVERY_RULE, "f"))), schema)
     for text in (
         "nodes: {}",
         "mode: off",
@@ -611,6 +804,18 @@ def test_the_schema_accepts_what_is_accepted_and_refuses_what_is_not() -> None:
         MODE + "services: {x: {require: smtp}}",
         MODE + "services: {x: {min_serving: 101%}}",
         MODE + "control: {mode: 0660}",
+        MODE + "checks: {x: {type: smtp, hedge: 5}}",
+        MODE + "checks: {x: {type: smtp, down_count: 0}}",
+        MODE + "checks: {x: {type: smtp, limits: {a: 5}}}",
+        MODE + "checks: {x: {type: smtp, limits: {a: {warn: high}}}}",
+        MODE + "checks: {x: {type: smtp, limits: {a: {wran: 5}}}}",
+        MODE + "services: {x: {prefer: smtp}}",
+        MODE + "services: {x: {floor: shut}}",
+        MODE + "services: {x: {prefer_serving: 5}}",
+        MODE + "services: {x: {pace: 25%}}",
+        MODE + "services: {x: {exclusive: 1}}",
+        MODE + "services: {x: {failback: never}}",
+        MODE + "shared_fate: {nfs: smtp}",
     ):
         assert not fits(yaml.safe_load(text), schema), text
 

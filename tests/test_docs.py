@@ -93,7 +93,8 @@ def test_every_link_of_a_chain_is_explained() -> None:
     source = "".join(file.read_text() for file in (ROOT / "hactl" / "core").glob("*.py"))
     rules = set(re.findall(r'Note\(\s*"([a-z ]+)"', source))
     rules |= set(re.findall(r'_fixed\(\s*member, Want\.\w+, "([a-z ]+)"', source))
-    assert {"require", "floor", "foreign", "dwell"} <= rules
+    assert {"require", "floor", "foreign", "dwell", "hold", "load guard", "freeze"} <= rules
+    rules |= {"drain", "pin", "mode"}  # these are not spelt out there
     assert rules <= items(sections(HACTL)["EXPLAIN"], "Li").keys()
 
 
@@ -142,6 +143,7 @@ def objects(schema: object, title: str = "KEYS") -> Iterator[tuple[str, dict[str
         common = config._common().keys()
         yield title, {key: {} for key in ("type", *common)}
         yield name, {k: v for k, v in properties.items() if k not in {"type", *common}}
+        yield from objects(properties["limits"], "limits")
         return
     yield title, properties
     for key, value in properties.items():
@@ -152,7 +154,8 @@ def objects(schema: object, title: str = "KEYS") -> Iterator[tuple[str, dict[str
 def test_every_key_of_the_configuration_is_documented_with_its_default() -> None:
     manual = sections(YAML)
     found = list(objects(config.schema()))
-    assert {"KEYS", "nodes", "checks", "smtp", "services", "control"} <= {t for t, _ in found}
+    titles = {"KEYS", "nodes", "checks", "limits", "smtp", "services", "control"}
+    assert titles <= {title for title, _ in found}
     for title, properties in found:
         documented = items(manual[title], "Ic")
         assert properties.keys() <= documented.keys(), title
@@ -180,6 +183,8 @@ def test_every_check_type_is_documented_with_its_times() -> None:
         common = config._common(checks.load(name))
         for key in ("interval", "timeout", "fast_interval"):
             assert re.search(rf"\.Ic {key}\n{common[key].default}\b", manual[name]), (name, key)
+        hedge = common["hedge"].default  # where there is none nothing is said
+        assert (f".Ic hedge\n{hedge}" in manual[name]) is bool(hedge), name
 
 
 def test_every_check_type_is_tested() -> None:
