@@ -377,7 +377,7 @@ class Conversation:
                 why = _tls.details(self._code, found, turn.name or "", now)
                 self._doubt = self._cut(Verdict.FAIL, quote(why.encode(), 160))
                 return self._doubt
-            text += f", certificate ends in {self._left:.0f} days"
+            text += f", certificate ends in {int(self._left)} days"
         self._hello = None
         self._loop.add_reader(self._fd, self._event, self._read)
         return self._resume(text.encode())

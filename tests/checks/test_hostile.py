@@ -165,9 +165,11 @@ TLS: list[tuple[str, Option, Handler, str, str]] = [
         "the node sent an alert: internal error",
     ),
     ("alert", Tls(port=1), hears_hello_and(ALERT + b"\x46"), "tls", "no protocol in common"),
-    ("reset", Tls(port=1), hear_and_reset, "tls", "connection reset by peer"),
+    ("reset", Tls(port=1), reset, "tls", "connection reset by peer"),
+    ("reset", STARTTLS, says(*OFFER, then=reset), "tls", "connection reset by peer"),
+    ("reset later", Tls(port=1), hear_and_reset, "tls", "connection reset by peer"),
     (
-        "reset",
+        "reset later",
         STARTTLS,
         says(*OFFER, then=hear_and_reset),
         "tls",
