@@ -475,7 +475,7 @@ class Engine:
         for name, seats in lanes.items():
             check = checks[name]
             users = [s for s in services if check in s.require or check in s.prefer]
-            before = self.fates.get(name, Fate()).own
+            before = self.fates.get(name, Fate()).shared
             fate = policy.judge_fate(
                 frozenset(seats),
                 self.healths,
@@ -489,10 +489,11 @@ class Engine:
             if (before is None) != (fate.shared is None):
                 self._say_shared(name, before, fate.shared)
         for cause, effects in self.plan.causes.items():
-            shared = self.fates.get(cause, Fate()).own
-            for effect in effects if shared is not None else ():
-                if effect in self.fates:
-                    self.fates[effect] = replace(self.fates[effect], shared=shared, caused=True)
+            for name, check in checks.items():
+                if check in effects:  # of the same family: the lane's name says which
+                    shared = self.fates.get(cause + name.removeprefix(check), Fate()).shared
+                    if shared is not None:
+                        self.fates[name] = replace(self.fates[name], cause=shared)
 
     def _say_shared(self, check: str, before: Shared | None, after: Shared | None) -> None:
         shared = after or before

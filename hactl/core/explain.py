@@ -182,7 +182,8 @@ def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
         differs = (want is Want.IN and off) or (want is Want.OUT and not off)
         forced = cause if cause in (*FORCED, "foreign") else ""
         healthy = want is Want.IN and status is HostStatus.UP and not cause
-        passing = sum(engine.healths[p].state is State.UP for p in standing.probes)
+        states = [engine.healths[p].state for p in standing.probes]
+        passing = sum(state in (State.UP, State.DEGRADED) for state in states)
         yield MemberView(
             service,
             place.kind,
@@ -202,7 +203,7 @@ def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
             tuple(_link(note, now) for note in chain),
             f"would: {want}" if differs and not acts else "",
             (healthy and passing == len(standing.probes))
-            or (forced in FORCED and not differs),
+            or ((forced in FORCED or cause == "exclusive") and not differs),
             tuple(f"{p.node}/{p.check}@{p.address}" for p in standing.probes),
         )
 

@@ -44,7 +44,9 @@ CAP, HOUR = (
     3600.0,
 )  # removals by checks per member and hour: at most 15 changes, returns included
 RESTART = 5.0  # seconds: a node that answers again so soon was restarted, not sick
-LOAD, GUARDED = (
+LOAD = 120.0  # seconds after a removal in which it may be the cause of what follows
+GUARDED = 900.0  # seconds of the first load guard; each one doubles it
+GUARD_MOST = 14400.0  # seconds of the longest; after twice that without one it starts anew
     120.0,
     900.0,
 )  # seconds: when a removal may be the cause of what follows, and for how long
@@ -75,27 +77,26 @@ class Shared(Struct, frozen=True):
 class Fate(Struct, frozen=True):
     """What the probes of one lane, taken together, say of each other.
 
-    *shared* suppresses the check at its seats (*caused*: because another check is shared, and
-    this one is declared to fail with it); *waits* has the seats whose removal waits for their
-    siblings' answers, and until when.
+    *shared* suppresses the check at its seats; *cause* does so on its nodes: another check is
+    shared there, and this one is declared to fail with it.  *waits* has the seats whose removal
+    waits for their siblings' answers, and until when.
     """
 
     shared: Shared | None = None
     waits: Mapping[Seat, float] = {}
-    caused: bool = False
-
-    @property
-    def own(self) -> Shared | None:
-        """The shared fate that the check itself has come to."""
-        return None if self.caused else self.shared
+    cause: Shared | None = None
 
     def suppresses(self, node: str | None, probe: Probe) -> bool:
         """Tell whether the check removes nobody there for now."""
-        if self.shared is None:
-            return False
-        if self.caused:
-            return any(node == other for other, _ in self.shared.seats)
-        return (node, probe) in self.shared.seats
+        if self.cause is not None and any(node == other for other, _ in self.cause.seats):
+            return True
+        return self.shared is not None and (node, probe) in self.shared.seats
+
+    @property
+    def names(self) -> str:
+        """The nodes that fail together, for people."""
+        found = self.shared or self.cause
+        return found.names if found is not None else ""
 
 
 def patience(rule: Rule) -> float:
@@ -234,8 +235,8 @@ class Memory(Struct, frozen=True):
     latched: frozenset[Member] | None = None
 
     def lasting(self) -> Memory:
-        """Return the part that must survive a restart of hactld: holds, and who is the owner."""
-        return Memory(holds=self.holds, owner=self.owner)
+        """Return the part that must survive a restart of hactld."""
+        return Memory(holds=self.holds, owner=self.owner, latched=self.latched)
 
     def removed(self, decision: Decision, now: float) -> Memory:
         """Count a removal that was carried out; the same one again after a reload is none."""
@@ -364,7 +365,9 @@ def view(
             continue
         text = f"{probe.check}: {health.reason}"
         if fate.suppresses(standing.node, probe):
-            notes.append(Note("shared fate", f"{text}; {_together(fate)}, so nobody is removed"))
+            notes.append(
+                Note("shared fate", f"{text}; {fate.names} fail together, so nobody is removed")
+            )
             continue
         failing.append(text)
         until = fate.waits.get((standing.node or "", probe)) if standing.enabled else None
@@ -384,7 +387,9 @@ def view(
         text = f"{probe.check} is {health.state}: {health.reason}"
         guard = memory.guards.get(probe.check, LoadGuard())
         if fate.suppresses(standing.node, probe):
-            notes.append(Note("shared fate", f"{text}; {_together(fate)}, so nobody is removed"))
+            notes.append(
+                Note("shared fate", f"{text}; {fate.names} fail together, so nobody is removed")
+            )
         elif now < guard.until:
             why = "it got worse for the others when it removed one, so it removes nobody"
             notes.append(Note("load guard", f"{text}; {why}", guard.until))
@@ -393,11 +398,6 @@ def view(
             notes.append(Note("prefer", text))
     held = _held(standing, healths, memory, now, notes)
     return View(standing, tuple(failing), waiting, worse, held, tuple(notes), order, degraded)
-
-
-def _together(fate: Fate) -> str:
-    assert fate.shared is not None
-    return f"{fate.shared.names} fail together"
 
 
 def _held(
@@ -561,7 +561,8 @@ def _guard_load(
             if probe.check == check
         ]
         if left and all(h.state in (State.DEGRADED, State.DOWN) for h in left):
-            guards[check] = LoadGuard(guard.removed, now + guard.span, guard.span * 2)
+            span = GUARDED if now > guard.until + 2 * GUARD_MOST else guard.span
+            guards[check] = LoadGuard(guard.removed, now + span, min(span * 2, GUARD_MOST))
     return memory if guards == memory.guards else replace(memory, guards=guards)
 
 

@@ -133,7 +133,8 @@ class Daemon:
         await self._configure()
         self._notes += [f"{key} changed: it takes a restart of hactld" for key in stays]
         self._notes += [
-            f"{o.kind} of {o.target} speaks of nothing any more; end it with hactl resume"
+            f"{o.kind} of {o.target} speaks of nothing any more; end it with hactl "
+            + ("resume" if o.key == o.target else "thaw")
             for o in self._engine.overrides.values()
             if self._stranger(o.kind, o.target) is not None
         ]
@@ -290,8 +291,12 @@ class Daemon:
             )
             for member, hold in memory.holds.items()
         )
-        owner = memory.owner
-        return Lasting(rows, None if owner is None else (owner.table, owner.host))
+        owner, latched = memory.owner, memory.latched
+        return Lasting(
+            rows,
+            None if owner is None else (owner.table, owner.host),
+            None if latched is None else tuple(sorted((m.table, m.host) for m in latched)),
+        )
 
     def _from_wall(self, service: str, lasting: Lasting) -> Memory:
         """Put a stored memory on the loop's clock.  A hold never lasts longer than it could have."""
@@ -307,7 +312,9 @@ class Daemon:
             for row in lasting.holds
         }
         owner = None if lasting.owner is None else Member(service, *lasting.owner)
-        return Memory(holds=holds, owner=owner)
+        latched = lasting.latched
+        kept = None if latched is None else frozenset(Member(service, *seat) for seat in latched)
+        return Memory(holds=holds, owner=owner, latched=kept)
 
     def _report(self) -> None:
         """Write the engine's events to the log."""
@@ -392,7 +399,7 @@ class Daemon:
 
     async def _resume(self, target: str) -> Answer:
         if not self._engine.resume(target):
-            others = [o.target for o in self._engine.overrides.values()]
+            others = [o.target for o in self._engine.overrides.values() if o.key == o.target]
             hint = f"; there is one on {', '.join(others)}" if others else ""
             return Answer(1, f"{target}: no override to end{hint}")
         kept = await self._told(self._store.override(target, None))

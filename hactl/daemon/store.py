@@ -53,10 +53,14 @@ class HoldRow(Struct, frozen=True):
 
 
 class Lasting(Struct, frozen=True):
-    """What policy must remember of a service; *owner* is an exclusive service's (place, host)."""
+    """What policy must remember of a service, members as (place, host).
+
+    *owner* is an exclusive service's, *latched* are those whom a freeze keeps in.
+    """
 
     holds: tuple[HoldRow, ...] = ()
     owner: tuple[int, str] | None = None
+    latched: tuple[tuple[int, str], ...] | None = None
 
 
 class Stored(Struct, frozen=True):

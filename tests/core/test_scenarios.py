@@ -611,6 +611,27 @@ def test_a_declared_cause_covers_what_fails_with_it() -> None:
     assert disabled(world.run(100)) == set()
 
 
+def test_an_effect_that_is_shared_by_itself_is_said_once() -> None:
+    world = World(PAIR, checks=("smtp", "nfs"))
+    world.engine.replan(replace(world.plan, causes={"nfs": ("smtp",)}), world.now)
+    world.run(20)
+    world.say = failing("A", "B")
+    world.run(60)
+    assert causes(world) == ["shared_fate", "shared_fate"]
+    assert disabled(world) == set()
+
+
+def test_a_freeze_survives_a_restart_of_hactld_and_a_reload_of_relayd() -> None:
+    world = World(PAIR, say=failing("A", after=30)).run(60)
+    world.engine.override(Override("mx", "freeze", "root", "", 0.0))
+    world.run(5)
+    world.restart_hactld()
+    world.load(first_id=50)
+    world.say = failing()
+    world.run(60)
+    assert disabled(world) == {("mx", "A")}
+
+
 def test_of_three_the_one_with_fewest_removals_is_recalled() -> None:
     three = {"mx": (("A", "B", "C"),)}
     world = World(three, say=flapping("A", 30, 30)).run(600)
