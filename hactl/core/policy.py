@@ -39,19 +39,13 @@ WITNESSES = 8  # witness looks at a time, per check
 HOLD = 16.0  # seconds of the first hold; each level doubles it
 LONGEST = 900.0  # seconds of the longest hold
 FORGIVE = 300.0  # seconds without a removal that take a level away
-CAP, HOUR = (
-    7,
-    3600.0,
-)  # removals by checks per member and hour: at most 15 changes, returns included
+HOUR = 3600.0  # seconds
+CAP = 7  # removals by checks per member and hour: at most 15 changes, returns included
 RESTART = 5.0  # seconds: a node that answers again so soon was restarted, not sick
 LOAD = 120.0  # seconds after a removal in which it may be the cause of what follows
 GUARDED = 900.0  # seconds of the first load guard; each one doubles it
 GUARD_MOST = 14400.0  # seconds of the longest; after twice that without one it starts anew
-    120.0,
-    900.0,
-)  # seconds: when a removal may be the cause of what follows, and for how long
 NEVER = Health()
-
 
 Seat = tuple[str, Probe]  # a node and the probe that speaks for it there
 
