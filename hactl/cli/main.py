@@ -260,3 +260,57 @@ def lab_relayd(file: str, directory: str, macros: tuple[str, ...]) -> None:
     except (ConfError, OSError) as error:
         click.echo(str(error), err=True)
         sys.exit(NO)
+
+
+@main.command()
+@click.argument("scenario")
+@click.option("-f", "--file", metavar="FILE", help="Run it on this hactl.yaml and its relayd.conf.")
+@click.option("--svg", metavar="FILE", help="Draw the run, and the peers', into FILE.")
+@click.option("--json", "as_json", is_flag=True, help="Print figures and timeline as JSON.")
+def simulate(scenario: str, file: str | None, svg: str | None, as_json: bool) -> None:
+    """Play SCENARIO in simulated time, and the same under the rules of others."""
+    from hactl.config import ConfigError
+    from hactl.sim.report import run
+
+    try:
+        code = run(
+            Path(scenario),
+            Path(file) if file else None,
+            Path(svg) if svg else None,
+            as_json=as_json,
+            say=click.echo,
+        )
+    except (ConfigError, OSError) as error:
+        click.echo(safe_lines(str(error)), err=True)
+        sys.exit(NO)
+    sys.exit(code)
+
+
+@main.command()
+@_file
+@click.option("--budget", metavar="SPAN", default="2m", show_default=True, help="Stop after this.")
+@click.option("--jobs", metavar="N", type=click.IntRange(1, 64), help="Processes [all processors].")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def verify(file: str, budget: str, jobs: int | None, as_json: bool) -> None:
+    """Try what faults would do to a hactl.yaml and its relayd.conf, in simulated time."""
+    from hactl.config import ConfigError
+    from hactl.core.units import Duration
+    from hactl.sim.verify import run
+
+    try:
+        seconds = Duration.parse(budget)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--budget") from error
+    try:
+        code = run(
+            Path(file), seconds, as_json=as_json, jobs=jobs or os.cpu_count() or 1, say=click.echo
+        )
+    except (ConfigError, OSError) as error:
+        click.echo(safe_lines(str(error)), err=True)
+        sys.exit(NO)
+    sys.exit(code)
+
+
+def safe_lines(text: str) -> str:
+    """Escape each line of a text."""
+    return "\n".join(map(safe, text.splitlines()))

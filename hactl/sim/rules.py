@@ -59,6 +59,7 @@ class Watch(Watcher):
         self._commands: dict[Member, int] = {}
         self._polls: list[float] = []
         self._news = 0.0
+        self._blind = START  # when hactl last could not see relayd
 
     def _say(self, world: World, rule: int, who: object, text: str) -> None:
         if (rule, str(who)) not in self._said:
@@ -160,6 +161,7 @@ class Watch(Watcher):
         if engine.blind or world.now < START:
             self._late.clear()
             self._held.clear()
+            self._blind = world.now
             return
         self._exclusive(world)
         frozen = {s for s in world.cluster.plan.services if self._frozen(world, s)}
@@ -208,12 +210,13 @@ class Watch(Watcher):
 
     def _exclusive(self, world: World) -> None:
         for name, plan in world.cluster.plan.services.items():
-            if plan.exclusive and len(world.serving(name)) > 1:
-                sure = world.reborn is None or world.now > world.reborn + LATE
-                if sure and world.now > START + 30:
-                    self._say(world, 3, name, f"{name} has two members in pf")
+            sure = world.now > max(self._blind, world.reborn or START) + LATE + 1
+            if plan.exclusive and sure and len(world.serving(name)) > 1:
+                self._say(world, 3, name, f"{name} has two members in pf")
 
     def turned(self, world: World, event: Event, begins: bool) -> None:
+        if event.do in ("mute", "stall", "kill", "restart", "down", "freeze", "hands-off"):
+            self._blind = world.now
         self._late.clear()
         self._held.clear()
 

@@ -157,22 +157,18 @@ def parse(
     if problems:
         raise ConfigError(problems)
     return Scenario(
-        Path(name).stem, file.about, file.duration, file.seed, what, events, file.expect
+        Path(name).stem, file.about, float(file.duration), file.seed, what, events, file.expect
     )
 
 
 def _event(each: Written) -> Event:
+    """Return plain numbers: what is not a file's has no units."""
+    lasts, every, until = (
+        None if span is None else float(span) for span in (each.lasts, each.every, each.until)
+    )
+    share, by = float(each.share), float(each.by)
     return Event(
-        each.at,
-        each.do,
-        each.to,
-        each.check,
-        each.lasts,
-        each.every,
-        each.until,
-        each.share,
-        each.by,
-        each.shift,
+        float(each.at), each.do, each.to, each.check, lasts, every, until, share, by, each.shift
     )
 
 
@@ -365,7 +361,7 @@ def write(
         spare = f", backup: [{', '.join(backup[0])}]" if backup else ""
         lines.append(f"  {service}: {{main: [{', '.join(main)}]{spare}}}")
     lines += [more.rstrip("\n")] if more else []
-    lines.append("events:")
+    lines.append("events:" if events else "events: []")
     for e in events:
         parts = [f"at: {Duration(round(e.at, 3))}", f"do: {e.do}"]
         parts += [f"to: [{', '.join(e.to)}]"] if e.to else []

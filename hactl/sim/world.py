@@ -625,7 +625,7 @@ class World:
             return
         self._last_cause[member] = cause
         if cause in BY_CHECKS:
-            if floored:
+            if floored or self.cluster.plan.services[member.service].exclusive:
                 self._last_cause[member] = "floor"
             else:
                 account.note(member, self.now, removal=True)

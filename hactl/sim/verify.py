@@ -1,0 +1,488 @@
+"""verify: what faults would do to this hactl.yaml and this relayd.conf.
+
+Every single fault, every pair of faults within a service, and then random schedules until the
+budget is spent, each in a world of its own.  Nodes that are in the same tables with the same
+weight are equal, and stand for each other: what happens to one of them is tried once.
+
+What is read off the files without running anything is a weakness; what a run shows is a fault
+that empties a service, a late detection, a rule that breaks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from hactl import config as config_
+from hactl.config import Config, ConfigError
+from hactl.core.model import Kind
+from hactl.core.units import span
+from hactl.daemon.plan import mismatches
+from hactl.relayd import conf as conf_
+from hactl.relayd.conf import RelaydConf
+from hactl.show import safe, table
+from hactl.sim.rules import RULES, Watch
+from hactl.sim.truth import Event
+from hactl.sim.world import Cluster, World, cluster
+
+BEGIN = 60.0  # seconds into a run at which the first fault comes
+SECOND = 37.3  # seconds later the second
+SHOWN = 3.0  # seconds of an empty service that are worth telling
+SLOW = 10.0  # seconds of interval from which on a required check is called slow
+CLEAR = ("crash", "vanish", "hang", "refuse", "slow")  # faults that a row of fails must show
+BATCH = 48
+
+
+class Case(Struct, frozen=True):
+    """One schedule: *kind* is single, pair or sampled."""
+
+    name: str
+    kind: str
+    events: tuple[Event, ...]
+    seconds: float
+    seed: int = 1
+
+
+class Service(Struct):
+    """What was found out about a service."""
+
+    name: str
+    members: int = 0
+    nodes: int = 0
+    detection: float | None = None
+    detection_by: str = ""
+    changes: int = 0
+    changes_by: str = ""
+    emptied: dict[str, float] = {}  # by which fault, and for how many seconds at most
+    needless: float = 0.0
+    needless_by: str = ""
+
+
+class Seen(Struct, frozen=True):
+    """What one case came to: violations, and per service detection, changes, empty, needless."""
+
+    case: Case
+    violations: tuple[tuple[int, str], ...]
+    services: dict[str, tuple[float | None, int, float, float]]
+
+
+class Verdict(Struct):
+    """All that `hactl verify --json` prints."""
+
+    single: tuple[int, int]  # tried, of how many
+    pairs: tuple[int, int]
+    sampled: int
+    seconds: float
+    simulated_hours: float
+    weaknesses: list[str]
+    services: list[Service]
+    broken: dict[int, list[str]]
+
+
+# What is read off the files
+
+
+def weaknesses(config: Config, conf: RelaydConf, what: Cluster) -> Iterator[str]:
+    """Say what is weak without running anything."""
+    yield from mismatches(config, conf)
+    for service in conf.services:
+        if service.name not in config.services and service.tables:
+            yield f"service {service.name}: relayd has it, hactl.yaml does not: nobody steers it"
+    required: dict[str, list[str]] = {}
+    for layout in what.layouts:
+        service_plan = what.plan.services[layout.name]
+        yield from _alone(what, layout.name)
+        for check in layout.require:
+            required.setdefault(check, []).append(layout.name)
+        if not service_plan.acts:
+            yield f"service {layout.name}: mode observe: hactl moves nothing"
+        if not layout.require:
+            yield f"service {layout.name}: requires no check: hactl never removes anybody"
+        if not service_plan.open:
+            yield f"service {layout.name}: floor closed: when all fail, nobody serves"
+    for check, users in required.items():
+        yield from _weak_check(config, check, users)
+    yield from _relayd(config, conf)
+
+
+def _alone(what: Cluster, name: str) -> Iterator[str]:
+    """Say where a service has nobody to fall back on, or asks for more than it has."""
+    layout = next(each for each in what.layouts if each.name == name)
+    service = what.plan.services[name]
+    nodes = {s.node for s in layout.seats}
+    main = [s for s in layout.seats if s.member.table == 0]
+    spare = {s.node for s in layout.seats if s.member.table}
+    if len(nodes) == 1:
+        yield f"service {name}: no fallback: {nodes.pop()} is all it has"
+    elif len({s.node for s in main}) == 1 and not spare - {s.node for s in main}:
+        yield f"service {name}: no fallback: its backup is the same node as its main table"
+    plans = what.plan.nodes
+    weight = sum(plans[s.node].weight if s.node in plans else 1 for s in main)
+    needed = max(service.least, int(service.share * weight + 1e-9))
+    if needed > weight:
+        yield f"service {name}: min_serving {needed} cannot be met by a weight of {weight}"
+    elif needed == weight and len(main) > 1 and needed > 1:
+        yield f"service {name}: min_serving needs every member: no failing one is ever removed"
+
+
+def _weak_check(config: Config, check: str, users: list[str]) -> Iterator[str]:
+    rule = config.checks[check]
+    whom = ", ".join(users)
+    if rule.fall == 1:
+        yield f"check {check}: fall 1: one lost packet removes a member of {whom}"
+    if rule.rise == 1:
+        yield f"check {check}: rise 1: one good look brings a sick member back to {whom}"
+    if rule.interval > SLOW:
+        yield f"check {check}: required by {whom}, but looked at only every {rule.interval}"
+    if rule.at is not None:
+        yield f"check {check}: looked at on {rule.at} alone: one answer for all members of {whom}"
+
+
+def _relayd(config: Config, conf: RelaydConf) -> Iterator[str]:
+    for service in conf.services:
+        if service.name not in config.services:
+            continue
+        for table_ in service.tables:
+            where = f"service {service.name}: table {table_.name}"
+            if table_.check is None and service.kind is Kind.RELAY:
+                yield f"{where} has no check: hactl cannot touch its hosts without killing relayd"
+            elif table_.check is None:
+                yield f"{where} has no check: relayd never uses its hosts"
+            if table_.check == "script":
+                yield f"{where} has a script check: relayd's reload is slow and can kill it"
+            if table_.check == "tcp" and any(h.retry == 0 for h in table_.hosts):
+                yield f"{where}: retry 0: one lost SYN of relayd's own check takes a host out"
+
+
+# What is tried
+
+
+def classes(what: Cluster) -> dict[str, tuple[object, ...]]:
+    """Return for each node what makes it equal to others: its places and its weight."""
+    found: dict[str, list[object]] = {}
+    for layout in what.layouts:
+        for seat in layout.seats:
+            found.setdefault(seat.node, []).append((layout.name, seat.member.table))
+    nodes = what.plan.nodes
+    return {
+        node: (nodes[node].weight if node in nodes else 1, *places)
+        for node, places in found.items()
+    }
+
+
+def _length(what: Cluster) -> float:
+    """Return how long a fault has to last so that every check can see it."""
+    rules = [what.plan.rules[c] for each in what.layouts for c in each.require]
+    slowest = max((r.interval * r.fall + r.timeout for r in rules), default=10.0)
+    return max(90.0, 3 * slowest)
+
+
+Fault = tuple[str, str, tuple[str, ...]]  # what, node, checks
+
+
+def _faults(what: Cluster, node: str) -> list[Fault]:
+    """Return every fault that a node can have."""
+    checks = sorted({
+        c for each in what.layouts if any(s.node == node for s in each.seats) for c in each.require
+    })  # fmt: skip
+    found: list[Fault] = [("crash", node, ()), ("vanish", node, ()), ("hang", node, ())]
+    for check in checks:
+        found += [(do, node, (check,)) for do in ("refuse", "hang", "unknown", "slow", "loss")]
+    return found
+
+
+def _event(fault: Fault, at: float, lasts: float, every: float | None = None) -> Event:
+    do, node, checks = fault
+    share = 0.2 if do == "loss" else 0.0
+    by = 3600.0 if do == "slow" else 0.0
+    return Event(at, do, (node,), checks, lasts, every, share=share, by=by)
+
+
+OURS = (("reload", None), ("restart", 3.0), ("down", 3.0), ("kill", 30.0), ("stall", 20.0),
+        ("lag", 60.0), ("mute", 60.0), ("cut", 30.0))  # fmt: skip
+
+
+def singles(what: Cluster) -> Iterator[Case]:
+    """Yield every single fault, of one node in each class."""
+    length = _length(what)
+    total = BEGIN + 2 * length + 60
+    seen: set[tuple[object, ...]] = set()
+    for node, kind in classes(what).items():
+        if kind in seen:
+            continue
+        seen.add(kind)
+        for fault in _faults(what, node):
+            event = _event(fault, BEGIN, length)
+            yield Case(str(event), "single", (event,), total)
+        for fault in _faults(what, node):
+            if fault[0] in ("crash", "refuse"):
+                event = _event(fault, BEGIN, 20.0, 40.0)
+                yield Case(f"{event}, on and off", "single", (event,), 1800.0)
+    for do, lasts in OURS:
+        yield Case(do, "single", (Event(BEGIN, do, lasts=lasts),), BEGIN + 240)
+    for check in sorted({c for each in what.layouts for c in each.require}):
+        event = Event(BEGIN, "refuse", check=(check,), lasts=length)
+        yield Case(f"refuse everywhere ({check})", "single", (event,), total)
+    event = Event(BEGIN, "crash", lasts=length)
+    yield Case("crash everywhere", "single", (event,), total)
+
+
+def pairs(what: Cluster) -> Iterator[Case]:
+    """Yield every pair of faults within a service; equal members stand for each other."""
+    length = _length(what)
+    total = BEGIN + SECOND + 2 * length + 60
+    kinds = classes(what)
+    seen: set[object] = set()
+    for layout in what.layouts:
+        nodes = list(dict.fromkeys(s.node for s in layout.seats))
+        for one in nodes:
+            for two in nodes:
+                for first in _faults(what, one):
+                    for second in _faults(what, two):
+                        key = (kinds[one], kinds[two], one == two, first[::2], second[::2])
+                        if first == second or key in seen:
+                            continue
+                        seen.add(key)
+                        events = (
+                            _event(first, BEGIN, length),
+                            _event(second, BEGIN + SECOND, length),
+                        )
+                        yield Case(f"{events[0]}, then {events[1]}", "pair", events, total)
+            for fault in _faults(what, one):
+                for do, lasts in OURS:
+                    beside = (kinds[one], do, fault[::2])
+                    if beside not in seen:
+                        seen.add(beside)
+                        events = (
+                            _event(fault, BEGIN, length),
+                            Event(BEGIN + SECOND, do, lasts=lasts),
+                        )
+                        yield Case(f"{events[0]}, then {do}", "pair", events, total)
+
+
+def sampled(what: Cluster, seed: int = 0) -> Iterator[Case]:
+    """Yield random schedules without end."""
+    nodes = sorted(classes(what))
+    number = seed
+    while nodes:
+        number += 1
+        rng = random.Random(f"verify {number}")
+        at, events = BEGIN, []
+        for _ in range(rng.randint(3, 8)):
+            at += rng.choice((0.0, 0.5, 3.0, 12.0, 40.0, 150.0))
+            lasts = rng.choice((2.0, 10.0, 45.0, 180.0))
+            if rng.random() < 0.3:
+                do, long = rng.choice(OURS)
+                events.append(Event(at, do, lasts=long))
+            else:
+                fault = rng.choice(_faults(what, rng.choice(nodes)))
+                every = rng.choice((None, None, None, 2 * lasts))
+                events.append(_event(fault, at, lasts, every))
+        name = f"random schedule {number}"
+        yield Case(name, "sampled", tuple(events), at + 400, number)
+
+
+# Running
+
+
+_what: Cluster | None = None  # of a worker
+
+
+def read(path: Path) -> tuple[Config, RelaydConf, Cluster]:
+    """Read hactl.yaml and the relayd.conf that it names.  Raise ConfigError."""
+    config = config_.load(path)
+    try:
+        conf = conf_.read(config.relayd.conf)
+    except conf_.ConfError as error:
+        raise ConfigError(
+            [config_.Problem("relayd.conf", 0, 0, "", problem) for problem in error.problems]
+        ) from None
+    return config, conf, cluster(config, conf)
+
+
+def _start(path: str) -> None:
+    """Make a worker ready."""
+    global _what
+    _what = read(Path(path))[2]
+
+
+def _work(case: Case) -> Seen:
+    assert _what is not None
+    return trial(_what, case)
+
+
+def trial(what: Cluster, case: Case) -> Seen:
+    """Run one case."""
+    watch = Watch()
+    world = World(
+        what, case.events, case.seconds, seed=case.seed, watchers=[watch], record=False
+    )  # fmt: skip
+    figures = world.run().figures
+    return Seen(
+        case,
+        tuple((v.rule, str(v)) for v in watch.violations),
+        {
+            name: (f.worst_detection, f.worst_hour, f.empty, f.longest_needless)
+            for name, f in figures.items()
+        },
+    )
+
+
+def verify(path: Path, budget: float, jobs: int, progress: Callable[[int, int], None]) -> Verdict:
+    """Try all that fits into *budget* seconds.  Raise ConfigError."""
+    config, conf, what = read(path)
+    one, two = list(singles(what)), list(pairs(what))
+    verdict = Verdict(
+        (0, len(one)), (0, len(two)), 0, 0.0, 0.0, sorted(weaknesses(config, conf, what)),
+        [
+            Service(each.name, len(each.seats), len({s.node for s in each.seats}), emptied={})
+            for each in what.layouts
+        ],
+        {},
+    )  # fmt: skip
+    began = time.monotonic()
+
+    def cases() -> Iterator[Case]:
+        yield from one
+        yield from two
+        yield from sampled(what)
+
+    queue = cases() if what.layouts else iter(())
+    if jobs < 2:
+        _run(queue, lambda batch: (trial(what, c) for c in batch), verdict, began, budget, progress)
+    else:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(jobs, _start, (str(path),)) as pool:
+
+            def many(batch: Sequence[Case]) -> Iterable[Seen]:
+                return pool.imap_unordered(_work, batch, chunksize=4)
+
+            _run(queue, many, verdict, began, budget, progress)
+            pool.close()
+            pool.join()
+    verdict.seconds = round(time.monotonic() - began, 1)
+    verdict.simulated_hours = round(verdict.simulated_hours, 1)
+    return verdict
+
+
+def _run(
+    queue: Iterator[Case],
+    many: Callable[[Sequence[Case]], Iterable[Seen]],
+    verdict: Verdict,
+    began: float,
+    budget: float,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Run batches until the queue or the budget is empty."""
+    known = verdict.single[1] + verdict.pairs[1]
+    while time.monotonic() < began + budget and (batch := list(islice(queue, BATCH))):
+        for seen in many(batch):
+            _take(verdict, seen)
+            progress(verdict.single[0] + verdict.pairs[0] + verdict.sampled, known)
+
+
+def _take(verdict: Verdict, seen: Seen) -> None:
+    """Add what one case came to."""
+    case = seen.case
+    verdict.simulated_hours += case.seconds / 3600
+    if case.kind == "single":
+        verdict.single = (verdict.single[0] + 1, verdict.single[1])
+    elif case.kind == "pair":
+        verdict.pairs = (verdict.pairs[0] + 1, verdict.pairs[1])
+    else:
+        verdict.sampled += 1
+    for rule, text in seen.violations:
+        verdict.broken.setdefault(rule, []).append(f"{case.name}: {text}")
+    for service in verdict.services:
+        detection, changes, empty, needless = seen.services[service.name]
+        first = case.events[0]
+        clear = (
+            case.kind == "single" and first.do in CLEAR and bool(first.to) and first.every is None
+        )
+        if clear and detection is not None and detection > (service.detection or 0.0):
+            service.detection, service.detection_by = round(detection, 2), case.name
+        if changes > service.changes:
+            service.changes, service.changes_by = changes, case.name
+        if case.kind == "single" and empty > SHOWN:
+            service.emptied[case.name] = max(service.emptied.get(case.name, 0.0), round(empty, 1))
+        if needless > service.needless:
+            service.needless, service.needless_by = round(needless, 1), case.name
+
+
+# For people
+
+
+def lines(verdict: Verdict) -> Iterator[str]:
+    """Write the verdict."""
+    for weakness in verdict.weaknesses:
+        yield f"weak: {weakness}"
+    if verdict.weaknesses:
+        yield ""
+    rows = [
+        [
+            each.name,
+            f"{each.members} on {each.nodes} nodes",
+            "-" if each.detection is None else span(each.detection),
+            str(each.changes) if each.changes else "-",
+            span(each.needless) if each.needless > 0.05 else "-",
+            f"{len(each.emptied)} faults" if each.emptied else "-",
+        ]
+        for each in verdict.services
+    ]
+    yield from table(
+        ("SERVICE", "MEMBERS", "DETECTION", "CHANGES/H", "NEEDLESS", "EMPTIED BY"), rows
+    )
+    for each in verdict.services:
+        if each.detection_by:
+            yield f"{each.name}: slowest detection: {each.detection_by}"
+        if each.changes_by:
+            yield f"{each.name}: most changes by checks of a member in an hour: {each.changes_by}"
+        if each.needless > 0.05:
+            yield f"{each.name}: longest empty while a healthy member was there: {each.needless_by}"
+        for name, seconds in sorted(each.emptied.items(), key=lambda e: -e[1]):
+            yield f"{each.name}: emptied for {span(seconds)} by: {name}"
+    yield ""
+    for rule, what in RULES.items():
+        broken = verdict.broken.get(rule, [])
+        yield f"rule {rule:>2} {'BROKEN' if broken else 'holds '} {what}"
+        for text in broken[:3]:
+            yield f"    {text}"
+        if len(broken) > 3:
+            yield f"    and {len(broken) - 3} more"
+    yield ""
+    yield (
+        f"{verdict.single[0]} of {verdict.single[1]} single faults,"
+        f" {verdict.pairs[0]} of {verdict.pairs[1]} pairs, {verdict.sampled} random schedules:"
+        f" {verdict.simulated_hours:.0f} simulated hours in {verdict.seconds:.0f} s"
+    )
+
+
+def run(path: Path, budget: float, *, as_json: bool, jobs: int, say: Callable[[str], None]) -> int:
+    """Do what `hactl verify` does; return its exit code.  Raise ConfigError."""
+    last = 0.0
+
+    def progress(done: int, known: int) -> None:
+        nonlocal last
+        if sys.stderr.isatty() and time.monotonic() > last + 0.2:
+            last = time.monotonic()
+            part = min(20, 20 * done // max(1, known))
+            bar = "#" * part + "." * (20 - part)
+            print(f"\r[{bar}] {done} schedules, {known} to be sure", end="", file=sys.stderr)
+
+    verdict = verify(path, budget, jobs, progress)
+    if last:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    if as_json:
+        say(msgspec.json.format(msgspec.json.encode(verdict), indent=1).decode())
+    else:
+        for line in lines(verdict):
+            say(safe(line))
+    return 1 if verdict.broken else 0

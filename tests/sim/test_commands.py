@@ -1,0 +1,167 @@
+"""`hactl simulate` and `hactl verify` as an operator types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hactl.cli.main import main
+
+SCENARIO = """
+about: A hangs
+duration: 10m
+tables: {mx: {main: [A, B]}}
+events:
+  - {at: 2m, do: hang, to: [A], for: 2m}
+  - {at: 5m, do: reload}
+expect: {empty: 5s}
+"""
+GOOD = """
+mode: relayctl
+nodes: {mx0: 10.0.0.4, mx1: 10.0.0.5}
+checks: {smtp: {type: smtp}}
+services: {mx: {require: [smtp]}}
+"""
+CONF = """
+table <mx> { 10.0.0.4 retry 2, 10.0.0.5 retry 2 }
+redirect mx { listen on 10.1.0.1 port 25
+  forward to <mx> check tcp }
+"""
+
+
+def hactl(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def files(folder: Path, hactl_yaml: str = GOOD, conf: str = CONF) -> Path:
+    """Write both files and return hactl.yaml's path."""
+    (folder / "relayd.conf").write_text(conf)
+    path = folder / "hactl.yaml"
+    path.write_text(f"{hactl_yaml}relayd: {{conf: {folder}/relayd.conf}}\n")
+    return path
+
+
+def scenario(folder: Path, text: str = SCENARIO) -> Path:
+    path = folder / "story.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_simulate_tells_the_story_beside_every_peer(tmp_path: Path) -> None:
+    result = hactl("simulate", scenario(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "hang A" in result.output
+    assert "host disable 1 mx/A" in result.output
+    for peer in (
+        "hactl",
+        "relayd check tcp",
+        "HAProxy",
+        "HAProxy fastinter",
+        "keepalived",
+        "gdnsd",
+    ):
+        assert f"\n{peer}  " in result.output
+
+
+def test_simulate_ends_with_1_when_an_expectation_does_not_hold(tmp_path: Path) -> None:
+    text = SCENARIO.replace("empty: 5s", "failing: 1ms")
+    result = hactl("simulate", scenario(tmp_path, text))
+    assert result.exit_code == 1
+    assert "mx: failing is" in result.output
+
+
+def test_simulate_prints_json_and_draws(tmp_path: Path) -> None:
+    picture = tmp_path / "out.svg"
+    result = hactl("simulate", scenario(tmp_path), "--json", "--svg", picture)
+    data = json.loads(result.output)
+    assert data["figures"]["relayd check tcp"]["mx"]["failing"] == 60.0
+    drawn = ET.parse(picture).getroot()
+    assert drawn.tag.endswith("svg")
+    kinds = {e.get("class") for e in drawn.iter() if e.tag.endswith("rect")}
+    assert {"in", "bad", "hit", "empty"} <= kinds
+
+
+def test_simulate_runs_a_story_on_an_operators_own_files(tmp_path: Path) -> None:
+    story = "duration: 5m\nevents: [{at: 1m, do: crash, to: [mx0]}]\n"
+    assert hactl("simulate", scenario(tmp_path, story)).exit_code == 1
+    result = hactl("simulate", scenario(tmp_path, story), "-f", files(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "host disable 1 mx/10.0.0.4" in result.output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("do: hang", "do: hnag", "story.yaml:6:18: events.do: expected crash"),
+        ("to: [A]", "to: [X]", 'nothing is called "X"; there are A, B'),
+        ("duration:", "duratoin:", 'duratoin: unknown key; did you mean "duration"?'),
+        ("10m", "ten", 'duration: expected a duration like "5s" (got "ten")'),
+        ("tables: {mx: {main: [A, B]}}", "tables: [mx", "not valid YAML"),
+        ("empty: 5s", 'commands: ["go"]', 'expected "disable mx/A 5m..303s" (got "go")'),
+        ("main: [A, B]", "main: [A, 'a b']", "expected"),
+    ],
+)
+def test_a_wrong_scenario_is_told_with_its_place(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    result = hactl("simulate", scenario(tmp_path, SCENARIO.replace(old, new, 1)))
+    assert (result.exit_code, said in result.output) == (1, True), result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    for command in (("simulate", tmp_path / "no"), ("verify", "-f", tmp_path / "no")):
+        result = hactl(*command)
+        assert (result.exit_code, "No such file" in result.output) == (1, True)
+
+
+def test_verify_tries_every_single_fault_of_a_good_configuration(tmp_path: Path) -> None:
+    result = hactl("verify", "-f", files(tmp_path), "--budget", "4s", "--jobs", 1, "--json")
+    found = json.loads(result.output)
+    assert (result.exit_code, found["broken"], found["weaknesses"]) == (0, {}, [])
+    assert found["single"][0] == found["single"][1] > 10
+    (mx,) = found["services"]
+    assert 1 < mx["detection"] < 5
+    assert mx["emptied"].keys() >= {"crash everywhere"}
+    assert not any("mx0" in name for name in mx["emptied"])
+
+
+def test_verify_says_what_it_tried_and_what_holds(tmp_path: Path) -> None:
+    result = hactl("verify", "-f", files(tmp_path), "--budget", "1s", "--jobs", 1)
+    assert "rule  1 holds" in result.output
+    assert "single faults" in result.output
+
+
+TABLE = "table <mx> { 10.0.0.4 retry 2, 10.0.0.5 retry 2 }"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (TABLE, "table <mx> { 10.0.0.4 retry 2 }", "no fallback: mx0 is all it has"),
+        (TABLE, "table <mx> { 10.0.0.4 retry 2 }", "node mx1: in no table"),
+        (TABLE, "table <mx> { 10.0.0.4 retry 2, 10.0.0.9 retry 2 }", "host 10.0.0.9 of table mx"),
+        (TABLE, "table <mx> { 10.0.0.4, 10.0.0.5 retry 2 }", "retry 0: one lost SYN"),
+        ("check tcp", "check script \"/x\"", "has a script check"),
+        ("redirect mx {", "redirect other {", "relayd.conf has no redirect or relay of that name"),
+        ("redirect mx {", "redirect other {", "service other: relayd has it, hactl.yaml does not"),
+        ("{type: smtp}", "{type: smtp, fall: 1}", "fall 1: one lost packet"),
+        ("{type: smtp}", "{type: smtp, rise: 1}", "rise 1: one good look"),
+        ("{type: smtp}", "{type: smtp, interval: 1m}", "looked at only every 1m"),
+        ("{type: smtp}", "{type: smtp, at: mx0}", "looked at on mx0 alone"),
+        ("[smtp]}", "[smtp], min_serving: 3}", "min_serving 3 cannot be met by a weight of 2"),
+        ("[smtp]}", "[smtp], min_serving: 2}", "no failing one is ever removed"),
+        ("[smtp]}", "[smtp], floor: closed}", "floor closed: when all fail, nobody serves"),
+        ("mode: relayctl", "mode: observe", "hactl moves nothing"),
+        ("require: [smtp]", "watch: [smtp]", "requires no check"),
+    ],
+)  # fmt: skip
+def test_verify_finds_a_planted_weakness(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD + CONF
+    path = files(tmp_path, GOOD.replace(old, new), CONF.replace(old, new))
+    result = hactl("verify", "-f", path, "--budget", "0s", "--jobs", 1)
+    assert said in result.output
