@@ -160,7 +160,11 @@ class Wire:
         self.cap = cap
         self.excuse = excuse
         self.make_socket = make_socket
-        self.live: set[Conversation] = set()
+        self.live: set[Conversation | Tripwire] = set()
+
+    def string(self, address: str, port: int, cut: Callable[[bool], None]) -> Tripwire:
+        """Keep one idle connection; *cut* hears of its end, and whether it had been made."""
+        return Tripwire(self, address, port, cut)
 
     def start(
         self, address: str, port: int, talk: Dialogue, timeout: float, done: Done
@@ -172,6 +176,61 @@ class Wire:
         """Cancel whatever still goes on."""
         for conversation in tuple(self.live):
             conversation.cancel()
+
+
+class Tripwire:
+    """One idle connection to a node; made by `Wire.string`.
+
+    Its end is a suspicion, never a verdict: a server may close an idle client for reasons of its
+    own.  What the node says is read and forgotten.
+    """
+
+    __slots__ = ("_cut", "_made", "_sock", "_wire")
+
+    def __init__(self, wire: Wire, address: str, port: int, cut: Callable[[bool], None]) -> None:
+        self._wire = wire
+        self._cut = cut
+        self._made = False
+        self._sock: socket.socket | None = None
+        wire.live.add(self)
+        try:
+            if len(wire.live) > wire.cap:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            family, where = endpoint(address, port)
+            kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+            self._sock = wire.make_socket(family, kind)
+            problem = self._sock.connect_ex(where)
+            if problem and problem != errno.EINPROGRESS:
+                raise OSError(problem, os.strerror(problem))
+            wire.loop.add_reader(self._sock, self._read)
+        except OSError:
+            wire.loop.call_soon(self._ended)
+
+    def cancel(self) -> None:
+        """End it without a word to anybody."""
+        self._wire.live.discard(self)
+        if self._sock is not None:
+            self._wire.loop.remove_reader(self._sock)
+            self._sock.close()
+            self._sock = None
+
+    def _read(self) -> None:
+        assert self._sock is not None
+        try:
+            heard = self._sock.recv(CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            heard = b""
+        if heard:
+            self._made = True
+        else:
+            self._ended()
+
+    def _ended(self) -> None:
+        if self in self._wire.live:
+            self.cancel()
+            self._cut(self._made)
 
 
 class Conversation:
@@ -271,9 +330,7 @@ class Conversation:
         if self._connected:
             self._send(b"")
             return None if self._tls is None else self._read()
-        problem = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if problem:
-            raise OSError(problem, os.strerror(problem))
+        self._raise_error()
         self._connected = True
         self._lap("connect")
         if self._end is not None:
@@ -343,6 +400,7 @@ class Conversation:
             return self._cut(Verdict.FAIL, "bytes after STARTTLS")
         context = turn.trust.relaxed if self._code else turn.trust.strict
         assert context is not None
+        self._raise_error()  # wrap_socket would raise it as well, and leave a socket open
         self._ignore()  # before the socket's descriptor goes over to the new one
         self._sock = self._tls = context.wrap_socket(
             self._sock, server_hostname=turn.name, do_handshake_on_connect=False
@@ -419,6 +477,12 @@ class Conversation:
         elif self._say.close:
             with suppress(OSError):  # the node has gone already: reading tells how
                 socket.socket.shutdown(self._sock, socket.SHUT_WR)  # SSLSocket's own ends TLS
+
+    def _raise_error(self) -> None:
+        """Raise what has happened to the socket while nobody looked."""
+        problem = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if problem:
+            raise OSError(problem, os.strerror(problem))
 
     def _await_room(self, part: Callable[[], Result | None]) -> None:
         self._writing = True
