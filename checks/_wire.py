@@ -194,17 +194,22 @@ class Tripwire:
         self._sock: socket.socket | None = None
         wire.live.add(self)
         try:
-            if len(wire.live) > wire.cap:
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            family, where = endpoint(address, port)
-            kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-            self._sock = wire.make_socket(family, kind)
-            problem = self._sock.connect_ex(where)
-            if problem and problem != errno.EINPROGRESS:
-                raise OSError(problem, os.strerror(problem))
-            wire.loop.add_reader(self._sock, self._read)
+            opened = self._open(address, port)
         except OSError:
+            opened = False
+        if not opened:
             wire.loop.call_soon(self._ended)
+
+    def _open(self, address: str, port: int) -> bool:
+        wire = self._wire
+        if len(wire.live) > wire.cap:
+            return False
+        family, where = endpoint(address, port)
+        self._sock = wire.make_socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if self._sock.connect_ex(where) not in (0, errno.EINPROGRESS):
+            return False
+        wire.loop.add_reader(self._sock, self._read)
+        return True
 
     def cancel(self) -> None:
         """End it without a word to anybody."""

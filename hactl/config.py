@@ -231,8 +231,8 @@ class Node(Struct, frozen=True):
 class Check(Struct, frozen=True):
     """A named check; in the file the options of its type stand beside these keys.
 
-    A *fast_interval* of 0 means the interval, a *hedge* of 0 none.  With *at* it looks at that node
-    alone.
+    A *fast_interval* of 0 means the interval, a *hedge* of 0 none.  *tripwire* keeps one idle
+    connection per node, whose end starts a look at once.  With *at* it looks at that node alone.
     """
 
     option: checks.Option
@@ -244,6 +244,7 @@ class Check(Struct, frozen=True):
     rise: Count = 3
     down_count: Count = 8
     wipe_count: Count = 12
+    tripwire: bool = False
     limits: dict[str, Limit] = {}
     at: NodeName | None = None
 

@@ -244,6 +244,11 @@ class Engine:
             )
         )
 
+    def suspect(self, probe: Probe, now: float) -> None:
+        """Look at a probe at once: its tripwire was cut."""
+        if (timing := self._timings.get(probe)) is not None:
+            self._plan(probe, schedule.hastened(timing, now))
+
     def discard(self, probe: Probe, now: float) -> None:
         """Note that a look ended without a result that counts."""
         timing = self._timings.get(probe)

@@ -49,7 +49,7 @@ class Daemon:
         self._wake = asyncio.Event()
         self._relayctl = _relayctl(config)
         self._store = Store(config.state_dir / "hactl.db")
-        self._runner = Runner(self._due, self._feed)
+        self._runner = Runner(self._due, self._feed, self._suspect)
         self._control = Control(
             config.control.path, config.control.group, config.control.mode, self._handle
         )
@@ -165,6 +165,9 @@ class Daemon:
 
     def _due(self, now: float) -> list[Probe]:
         return self._engine.due(now)
+
+    def _suspect(self, probe: Probe) -> None:
+        self._engine.suspect(probe, self._loop.time())
 
     def _feed(self, checked: Checked) -> None:
         if checked.result.verdict == "unknown":

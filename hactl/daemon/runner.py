@@ -7,9 +7,9 @@ import resource
 from collections.abc import Callable, Mapping
 
 from checks import Target
-from checks._wire import Conversation, Wire
+from checks._wire import Conversation, Tripwire, Wire
 from hactl.config import Check
-from hactl.core.model import Checked, Probe, Result, unknown
+from hactl.core.model import Checked, Probe, Result, Verdict, unknown
 from hactl.core.schedule import SLOT, own_lag
 
 RESERVE = 64  # descriptors kept for relayctl, the store and operators
@@ -19,15 +19,21 @@ MOST = 4096  # conversations at a time
 class Runner:
     """Starts looks in slots and measures its own lag in each of them.
 
-    *due* is asked in every slot, with its time, for the probes to look at; *feed* gets the results.
+    *due* is asked in every slot, with its time, for the probes to look at; *feed* gets the results;
+    *suspect* hears of a probe whose tripwire was cut.
     """
 
     def __init__(
-        self, due: Callable[[float], list[Probe]], feed: Callable[[Checked], None]
+        self,
+        due: Callable[[float], list[Probe]],
+        feed: Callable[[Checked], None],
+        suspect: Callable[[Probe], None] = lambda probe: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._due = due
         self._feed = feed
+        self._suspect = suspect
+        self._strung: dict[Probe, Tripwire] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         cap = MOST if soft == resource.RLIM_INFINITY else max(8, min(MOST, soft - RESERVE))
         self._wire = Wire(self._loop, cap=cap, excuse=self._excuse)
@@ -36,12 +42,15 @@ class Runner:
         self._slot = self._next_slot()
         self._lagged = float("-inf")
         self._timer = self._loop.call_at(self._slot, self._tick)
-        self.counts = {"looks": 0, "unknown": 0, "own_lag": 0, "cap": cap}
+        self.counts = {"looks": 0, "unknown": 0, "own_lag": 0, "cap": cap, "tripwires_cut": 0}
         self.worst_lag = 0.0
 
     def configure(self, checks: Mapping[str, Check]) -> None:
-        """Run these checks from now on."""
+        """Run these checks from now on; tripwires are strung anew where they are wanted."""
         self._checks = checks
+        for tripwire in self._strung.values():
+            tripwire.cancel()
+        self._strung.clear()
 
     async def resolve(self, names: set[str]) -> list[str]:
         """Look up the nodes' host names, once for each configuration; return what failed."""
@@ -95,9 +104,30 @@ class Runner:
         for probe in self._due(now):
             self.counts["looks"] += 1
             if probe.check in self._checks:
-                self.look(probe, self._feed)
+                self.look(probe, self._seen)
             else:
                 self._feed(Checked(probe, now, now, unknown("its check is not configured")))
+
+    def _seen(self, checked: Checked) -> None:
+        """Pass a result on; string a tripwire where the node is well and none is."""
+        probe = checked.probe
+        check = self._checks.get(probe.check)
+        wanted = check is not None and check.tripwire and checked.result.verdict is Verdict.OK
+        if wanted and check is not None and probe not in self._strung:
+            address = self._addresses.get(probe.address, probe.address)
+            port = check.option.port
+            self._strung[probe] = self._wire.string(
+                address, port, lambda made: self._snapped(probe, made)
+            )
+        self._feed(checked)
+
+    def _snapped(self, probe: Probe, made: bool) -> None:
+        """Look at once at a node that ended an idle connection."""
+        del self._strung[probe]
+        if made:
+            self.counts["tripwires_cut"] += 1
+            self._suspect(probe)
+            self.hurry()
 
     def _excuse(self, began: float) -> str | None:
         """Say why silence since *began* proves nothing: we were not listening all the time."""

@@ -79,3 +79,31 @@ def test_a_name_is_resolved_once_and_one_that_cannot_be_is_said() -> None:
         assert failed.startswith("no.such.host.invalid: cannot be resolved")
 
     play(scene)
+
+
+def test_the_end_of_an_idle_connection_is_a_suspicion_that_starts_a_look() -> None:
+    async def scene() -> None:
+        node = Node("mx0", {"smtp": ("127.0.11.6", 0)})
+        await node.start()
+        probes, suspects = [PROBE], asyncio.Queue[Probe]()
+        runner = Runner(
+            lambda now: [probes.pop()] if probes else [], lambda checked: None, suspects.put_nowait
+        )
+        option = Smtp(port=node.where("smtp")[1])
+        times = (Duration(1), Duration(0.5), Duration(0.2), Duration(0))
+        runner.configure({"smtp": Check(option, *times, tripwire=True)})
+        try:
+            for _ in range(500):
+                if node.sessions["smtp"] == 2:  # the look and the tripwire
+                    break
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            assert suspects.empty()
+            node.set("smtp", Mood.REFUSE)
+            assert await asyncio.wait_for(suspects.get(), 5) == PROBE
+            assert runner.counts["tripwires_cut"] == 1
+        finally:
+            runner.stop()
+            await node.stop()
+
+    asyncio.run(scene())
