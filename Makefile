@@ -4,7 +4,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo check test bench clean
+.PHONY: demo check test soak bench clean
 
 demo: $(STAMP)
 	$(BIN)/hactl demo
@@ -17,6 +17,9 @@ check: $(STAMP)
 
 test: check
 	$(BIN)/pytest -q -m service -rs
+
+soak: $(STAMP)
+	$(BIN)/python -m hactl.sim.chance --count $${SCHEDULES:-20000} --keep tests/scenarios
 
 bench: $(STAMP)
 	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
