@@ -206,6 +206,7 @@ class World:
         if steers:
             self.engine = Engine(what.plan, what.facts, self.now)
         self._planned = self.now + round(self.rng.random(), 3)
+        self._awaited = float("inf")  # when a wait of the engine ends
         self._wake = False
 
     # Time
@@ -253,8 +254,8 @@ class World:
         return next_
 
     def _cycle_at(self) -> float:
-        assert self.engine is not None
-        return min(self._planned, self.engine.next_moment(self.now))
+        """Return when hactld cycles next; waits change in a cycle alone."""
+        return min(self._planned, self._awaited)
 
     def _leap(self) -> None:
         """Pass over calm time: only relayd's rounds happen until shortly before something does."""
@@ -394,7 +395,7 @@ class World:
         keep(old, new)
         self.engine = new
         self.reborn = self.now
-        self._planned, self._wake = self.now, True
+        self._planned, self._awaited, self._wake = self.now, float("inf"), True
 
     def members(self, targets: Sequence[str]) -> list[Member]:
         """Return the members that NODE, SERVICE or SERVICE/NODE mean; all for none."""
@@ -498,7 +499,9 @@ class World:
     def _look(self) -> None:
         engine = self.engine
         assert engine is not None
-        while probes := engine.due(self.now):
+        again = True
+        while again and (probes := engine.due(self.now)):
+            again = False  # a fail makes hactld look at its siblings between two slots
             for probe in probes:
                 rule = self.cluster.plan.rules[probe.check]
                 mood = self.truth.mood(probe.node, probe.check)
@@ -513,6 +516,7 @@ class World:
                     self._serial += 1
                     heappush(self._flights, (self.now + took, self._serial, checked))
                 else:
+                    again = again or result.verdict is Verdict.FAIL
                     self._feed(checked)
 
     def _feed(self, checked: Checked) -> None:
@@ -571,6 +575,7 @@ class World:
                 break
         if self.now >= self._planned:
             self._planned += CYCLE * (1 + (self.now - self._planned) // CYCLE)
+        self._awaited = engine.next_moment(self.now)
         self._report()
         for watcher in self.watchers:
             watcher.cycled(self)
