@@ -516,7 +516,9 @@ class Engine:
                 Decision(s.member, Want.IN if s.owned else Want.LEAVE, "stranger", why, note)
                 for s in members
             ]
-        if missing := self._missing(members, now):
+        # a second member of an exclusive service cannot wait; what is not known yet is neutral
+        missing = "" if service.exclusive else self._missing(members, now)
+        if missing:
             why = f"starting: no result yet of {missing}"
             chain = (Note("wait", why),)
             return [

@@ -368,6 +368,9 @@ def view(
         if until is not None:
             waiting = True
             notes.append(Note("witness", f"{text}; waits for the answers of its siblings", until))
+        elif standing.enabled and standing.member not in memory.out and _lost(health):
+            waiting = True
+            notes.append(Note("unknown", f"{text}; now it cannot be looked at, so nothing moves"))
         else:
             notes.append(Note("require", f"{text}; down removes the member"))
     # one reason that needs no witness is enough

@@ -816,3 +816,24 @@ def test_a_probe_that_finds_out_nothing_is_stale_and_alerts_after_a_while() -> N
     world.run(360)
     (alert,) = snapshot(world.engine, world.now, "0", (), {}).alerts
     assert alert.startswith("A/smtp is stale: nothing found out for 6m")
+
+
+def test_a_timer_that_ends_into_unknown_results_moves_nobody() -> None:
+    world = World(PAIR, say=failing("A", "B", after=30)).run(60)
+    world.say = lambda probe, now: LOST if probe.node == "B" else OK
+    assert disabled(world.run(60)) == set()
+    assert "cannot be looked at" in decision(world, "mx", "B").reason
+    world.say = failing("B")
+    assert disabled(world.run(10)) == {("mx", "B")}
+
+
+def test_an_exclusive_service_does_not_wait_for_results_to_lose_a_second_member() -> None:
+    world = World(PAIR, plans=EXCLUSIVE, interval=2.0).run(60)
+    (owner,) = world.serving("mx")
+    world.load(first_id=50)
+    world.check_round()
+    world.sync()
+    world.restart_hactld()
+    assert len(world.serving("mx")) == 2, "hactld was dead while relayd was restarted"
+    world.act()
+    assert world.serving("mx") == {owner}
