@@ -69,6 +69,7 @@ class Watch(Watcher):
     # Commands
 
     def action(self, world: World, action: Action) -> None:
+        world.settle()
         self._before = {each.name: world.serving(each.name) for each in world.cluster.layouts}
         if action.member is None:
             self._poll(world)
@@ -126,7 +127,7 @@ class Watch(Watcher):
         member, engine = action.member, world.engine
         if member is None or action.verb is not Verb.DISABLE or engine is None:
             return
-        world._settle_serving()
+        world.settle()
         plan = world.cluster.plan.services[member.service]
         cause = engine.decisions[member].cause
         closed = not plan.open or plan.exclusive

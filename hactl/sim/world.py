@@ -214,7 +214,7 @@ class World:
     def run(self) -> Run:
         """Run to the end and return the figures."""
         while self.now < self.end:
-            self._settle_serving()
+            self.settle()
             target = self._next()
             if self._leaps and target - self.changed_at > CALM:
                 self._leap()
@@ -223,7 +223,7 @@ class World:
             if self.now >= self.end:
                 break
             self._moment()
-        self._settle_serving()
+        self.settle()
         for watcher in self.watchers:
             watcher.ended(self)
         figures = self.ledger.close(self.end)
@@ -278,7 +278,7 @@ class World:
                 break
             self.now = max(self.now, next_)
             self._run_relayd()
-            self._settle_serving()
+            self.settle()
         self.skipped += self.now - began
         self._planned += CYCLE * max(0, (self.now - self._planned) // CYCLE)
 
@@ -310,7 +310,7 @@ class World:
         now = self.now
         if not self._started and now >= START:
             self._started = True
-            self._settle_serving()
+            self.settle()
             self.ledger.start(START)
             for name, serving in self._serving.items():
                 self.stretches.append(Stretch(0.0, name, serving))
@@ -570,7 +570,7 @@ class World:
             tried.add(action.words())
             self._act(action)
             self._run_relayd()
-            self._settle_serving()
+            self.settle()
             if action.verb is Verb.POLL:
                 break
         if self.now >= self._planned:
@@ -618,16 +618,17 @@ class World:
             return
         account.figures.commands += 1
         if action.verb is Verb.ENABLE:
+            before = self._last_cause.pop(member, "")
             if cause == "floor":
                 self._floored.add(member)
-            elif self._last_cause.pop(member, "") in BY_CHECKS:
+            elif before in BY_CHECKS:
                 account.note(member, self.now, removal=False)
             return
         floored = member in self._floored
         self._floored.discard(member)
         self._last_out[member] = action.decision
-        if again:
-            return
+        if again or member in self._last_cause:
+            return  # issued once more: relayd was reloaded, or somebody enabled it
         self._last_cause[member] = cause
         if cause in BY_CHECKS:
             if floored or self.cluster.plan.services[member.service].exclusive:
@@ -646,7 +647,7 @@ class World:
         account = self.ledger.accounts[member.service]
         return account.bad.get(member, 0.0)
 
-    def _settle_serving(self) -> None:
+    def settle(self) -> None:
         """Bring the accounts up to date after anything changed."""
         if not self._dirty:
             return
