@@ -675,7 +675,10 @@ def _freeze(
         return replace(memory, latched=None), found
     latched = memory.latched
     if latched is None:
-        latched = frozenset(v.member for v in views if v.standing.enabled)
+        # whom we removed is not in, though relayd may have forgotten it in a restart just now
+        latched = frozenset(
+            v.member for v in views if v.standing.enabled and v.member not in memory.out
+        )
         memory = replace(memory, latched=latched)
     for v in views:
         decision = found[v.member]

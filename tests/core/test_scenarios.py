@@ -837,3 +837,10 @@ def test_an_exclusive_service_does_not_wait_for_results_to_lose_a_second_member(
     assert len(world.serving("mx")) == 2, "hactld was dead while relayd was restarted"
     world.act()
     assert world.serving("mx") == {owner}
+
+
+def test_a_freeze_right_after_a_restart_of_relayd_latches_who_was_in_before() -> None:
+    world = World(PAIR, say=failing("A", after=30)).run(60)
+    world.load(first_id=50)
+    world.engine.override(Override("mx", "freeze", "root", "", 0.0))
+    assert disabled(world.run(20)) == {("mx", "A")}
