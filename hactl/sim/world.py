@@ -197,6 +197,7 @@ class World:
         self._shown: tuple[Service, ...] = ()
         self._stale_show = True
         self._serving: dict[str, frozenset[Member]] = {}
+        self._found: dict[int, HostStatus] = {}  # what relayd last knew of each host
         self._floored: set[Member] = set()
         self._last_out: dict[Member, int] = {}
         self._last_cause: dict[Member, str] = {}
@@ -458,8 +459,20 @@ class World:
         self._stale_show = self._dirty = True
 
     def _changed(self) -> None:
+        """Note that something new happened to the world, or was learnt of it."""
         self.changed_at = self.now
         self.inputs += 1
+
+    def _learnt(self, shown: tuple[Service, ...]) -> None:
+        """Note what relayd found out by itself; what shows of our own commands is not new."""
+        for service in shown:
+            for table in service.tables:
+                for host in table.hosts:
+                    if host.status not in (HostStatus.UP, HostStatus.DOWN):
+                        continue
+                    if self._found.get(host.id, host.status) is not host.status:
+                        self.inputs += 1
+                    self._found[host.id] = host.status
 
     def _run_relayd(self) -> None:
         model, now = self.model, self.now
@@ -490,7 +503,8 @@ class World:
         if self._stale_show:
             shown = observe(self.model)
             if not _alike(shown, self._shown):
-                self._changed()
+                self.changed_at = self.now
+                self._learnt(shown)
             self._shown, self._stale_show = shown, False
         return Observation(self.now, self._shown)
 
@@ -664,7 +678,7 @@ class World:
                     self._say("relayd", f"pf of {layout.name}: {names}")
             self._account(layout, serving)
         if moved:
-            self._changed()
+            self.changed_at = self.now
             for watcher in self.watchers:
                 watcher.served(self)
 
