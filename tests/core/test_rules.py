@@ -6,14 +6,24 @@ Each property was seen to fail with its rule broken on purpose.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hactl.core.health import State
-from hactl.core.model import Action, HostStatus, Member, Override, Probe, Result, Verb, Want
+from hactl.core.model import (
+    Action,
+    HostStatus,
+    Member,
+    Override,
+    Probe,
+    Result,
+    ServicePlan,
+    Verb,
+    Want,
+)
 from hactl.core.policy import lane
 from tests.core.world import LOST, OK, REFUSED, SILENT, World
 
@@ -53,7 +63,11 @@ quickly = settings(
 class Watched(World):
     """A world that calls *before* and *after* around each command and each cycle."""
 
-    def __init__(self, tables: dict[str, tuple[tuple[str, ...], ...]], calm: bool = False) -> None:
+    def __init__(
+        self,
+        tables: dict[str, tuple[tuple[str, ...], ...]],
+        plans: Mapping[str, ServicePlan] | None = None,
+    ) -> None:
         self.moods: dict[tuple[str, str], Result] = {}
         self.dead: set[str] = set()
         self.foreign: set[tuple[str, int, str]] = set()
@@ -63,6 +77,7 @@ class Watched(World):
             tables,
             checks=("smtp", "nfs"),
             interval=5.0,
+            plans=plans or {},
             say=lambda probe, now: self.moods.get((probe.node, probe.check), OK),
             tcp=lambda word, now: word not in self.dead,
         )
@@ -175,6 +190,52 @@ def test_rule_2_unknown_alone_moves_nothing(
         world.moods[probe] = LOST
     world.run(300)
     assert world.switches()[done:] == []
+
+
+@quickly
+@given(HISTORY)
+def test_rule_3_an_exclusive_service_never_has_two_members_in_pf(history: list[Event]) -> None:
+    tables = {"mx": (("A", "B", "C"),)}
+    plan = ServicePlan("mx", require=("smtp", "nfs"), exclusive=True)
+    world = Watched(tables, {"mx": plan})
+
+    def look() -> None:
+        assert len(world.serving("mx")) <= 1, "two members serve"
+
+    world.run(20)
+    world.on_cycle = look
+    for event in history:
+        world.happen(event)
+    world.run(20)
+
+
+# One node only: what the floor calls back early because nobody else passes is counted apart.
+FLAPS = st.lists(st.sampled_from((1.0, 3.0, 20.0, 70.0)), min_size=4, max_size=30)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(WORLDS, FLAPS)
+def test_rule_6_no_pattern_removes_a_member_more_than_seven_times_an_hour(
+    tables: dict[str, tuple[tuple[str, ...], ...]], flaps: list[float]
+) -> None:
+    world = Watched(tables)
+    removals: dict[Member, list[float]] = {}
+
+    def look(action: Action) -> None:
+        if action.verb is Verb.DISABLE and world.cause(action) in ("check", "prefer"):
+            assert action.member is not None
+            times = removals.setdefault(action.member, [])
+            times.append(world.now)
+            assert sum(t > world.now - 3600 for t in times) <= 7, "removed too often"
+
+    world.on_action = look
+    world.run(20)
+    while world.now < 1000 + 5400:
+        for well in flaps:
+            world.moods["A", "smtp"] = REFUSED
+            world.run(6)
+            world.moods["A", "smtp"] = OK
+            world.run(well)
 
 
 @quickly
