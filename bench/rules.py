@@ -119,12 +119,12 @@ def main() -> None:
         print(json.dumps({"delays": quick, "patterns": calm}))
         return
     print("seconds until a failing node is out, and a repaired one back: median / 95 %")
-    print(f"{'rule':<18}" + "".join(f"{ABOUT[do] + ', out':>17}{'back':>15}" for do in OUTAGES))
+    print(f"{'rule':<18}" + "".join(f"{ABOUT[do] + ', out':>17}{'back':>18}" for do in OUTAGES))
     for name, each in quick.items():
         cells = [
             f"{' / '.join(f'{v:.2f}' for v in each[do][key]) or 'never':>{width}}"
             for do in OUTAGES
-            for key, width in (("detect", 17), ("back", 15))
+            for key, width in (("detect", 17), ("back", 18))
         ]
         print(f"{name:<18}{''.join(cells)}")
     head = ("changes", "worst hour", "pf changes", "avoidable", "needless", "longest", "kept out")

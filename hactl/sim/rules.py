@@ -88,12 +88,12 @@ class Watch(Watcher):
         override = standing.override
         if override is not None and override.kind == "pin" and cause != "maint":
             self._say(world, 4, member, f"{member} is pinned and was disabled ({cause})")
-        if cause not in BY_CHECKS:
+        if cause not in BY_CHECKS or world.issued_before(action):
             return
         plan = world.cluster.plan.services[member.service]
         probes = (*standing.probes, *standing.prefers)
-        if not any(Verdict.FAIL in world.verdicts.get(p, [])
-                   or Verdict.WARN in world.verdicts.get(p, []) for p in probes):  # fmt: skip
+        newest = [world.verdicts.get(p, []) for p in probes]
+        if all(not n or set(n) == {Verdict.UNKNOWN} for n in newest):
             self._say(world, 2, member, f"{member} disabled on unknown results: {action.reason}")
         if plan.open and not plan.exclusive:
             passing = [

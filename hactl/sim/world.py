@@ -607,7 +607,7 @@ class World:
         assert engine is not None
         for watcher in self.watchers:
             watcher.action(self, action)
-        again = action.member is not None and self._last_out.get(action.member) == action.decision
+        again = self.issued_before(action)
         cause = engine.decisions[action.member].cause if action.member is not None else ""
         engine.intend(action)
         reply = self.model.command(action.words(), self.now)
@@ -622,6 +622,10 @@ class World:
             self._count(action, cause, again)
         for watcher in self.watchers:
             watcher.acted(self, action)
+
+    def issued_before(self, action: Action) -> bool:
+        """Tell whether it repeats what relayd forgot: the same disable of the same decision."""
+        return action.member is not None and self._last_out.get(action.member) == action.decision
 
     def _count(self, action: Action, cause: str, again: bool) -> None:
         """Count a change by checks; those of floor, operators and re-issues are not."""

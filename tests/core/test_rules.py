@@ -213,7 +213,7 @@ def test_rule_3_an_exclusive_service_never_has_two_members_in_pf(history: list[E
 FLAPS = st.lists(st.sampled_from((1.0, 3.0, 20.0, 70.0)), min_size=4, max_size=30)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(WORLDS, FLAPS)
 def test_rule_6_no_pattern_removes_a_member_more_than_seven_times_an_hour(
     tables: dict[str, tuple[tuple[str, ...], ...]], flaps: list[float]
