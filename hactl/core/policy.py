@@ -315,7 +315,7 @@ class View(Struct, frozen=True):
 
     @property
     def free(self) -> bool:
-        return self.pinned or (self.passes and not self.drained and not self.held)
+        return self.passes and not self.drained and not self.held
 
     @property
     def badness(self) -> int:
@@ -368,9 +368,9 @@ def view(
         if until is not None:
             waiting = True
             notes.append(Note("witness", f"{text}; waits for the answers of its siblings", until))
-        elif standing.enabled and standing.member not in memory.out and _lost(health):
+        elif standing.enabled and standing.member not in memory.out and (why := _undecided(health)):
             waiting = True
-            notes.append(Note("unknown", f"{text}; now it cannot be looked at, so nothing moves"))
+            notes.append(Note("unknown", f"{text}; {why}"))
         else:
             notes.append(Note("require", f"{text}; down removes the member"))
     # one reason that needs no witness is enough
@@ -432,6 +432,15 @@ def _held(
     return ""
 
 
+def _undecided(health: Health) -> str:
+    """Say why a probe that is down removes nobody who is still in: its newest look was no fail."""
+    if health.last is None or health.last.verdict is Verdict.FAIL:
+        return ""
+    if _lost(health):
+        return "now it cannot be looked at, so nothing moves"
+    return "but its newest look was ok"
+
+
 def _lost(health: Health) -> bool:
     return health.last is not None and health.last.verdict is Verdict.UNKNOWN
 
@@ -474,7 +483,11 @@ class _Round(Struct):
         return self.bystanders + sum(
             v.standing.weight
             for v in self.views
-            if (v.member in self.wanted or v.member in self.kept or (waiting and v.waiting))
+            if (
+                (v.member in self.wanted and v.passes)
+                or v.member in self.kept
+                or (waiting and v.waiting)
+            )
             and hopeful(v.standing, self.interval, self.now)
         )
 
@@ -501,7 +514,7 @@ def decide(
         if s.status is HostStatus.UP and s.member in decisions
         and decisions[s.member].want is Want.LEAVE
     )  # fmt: skip
-    wanted = {v.member for v in views if v.free}
+    wanted = {v.member for v in views if v.free or v.pinned}
     floor = minimum(service, standings)
     round_ = _Round(service, views, memory, floor, bystanders, interval, now, wanted, {}, {})
     if service.exclusive:
@@ -566,7 +579,8 @@ def _guard_load(
 def _prefer(round_: _Round) -> None:
     """Take out the worst of those that pass, as long as a better one serves and enough stay."""
     total = sum(v.standing.weight for v in round_.views)
-    order = sorted(round_.views, key=lambda v: (-v.badness, -v.order))
+    # of those equally bad, who is out stays out
+    order = sorted(round_.views, key=lambda v: (-v.badness, v.standing.enabled, -v.order))
     for v in order:
         if not v.badness or v.member not in round_.wanted or v.pinned:
             continue
@@ -651,13 +665,18 @@ def _pace(round_: _Round) -> None:
         and not v.waiting
         and not v.drained
     ]
-    entering = sum(not v.standing.enabled and v.member in round_.wanted for v in round_.views)
+    entering = sum(
+        v.member in round_.wanted | round_.kept.keys()
+        and (not v.standing.enabled or v.standing.fresh)
+        for v in round_.views
+    )
     recent = [t for t in memory.paced if t > now - service.pace_span]
-    room = max(1, int(service.pace_share * len(round_.views) + 1e-9)) - len(recent) + entering
+    most = max(1, int(service.pace_share * len(round_.views) + 1e-9))
+    room = most - len(recent) + entering
     leaving.sort(key=lambda v: (-v.grade, -v.badness, v.order))
     for v in leaving[max(0, room) :]:
         until = min(recent, default=now) + service.pace_span
-        text = f"{len(recent)} were removed within {service.pace_span:g}s; it has to wait"
+        text = f"at most {most} may be removed within {service.pace_span:g}s; it has to wait"
         round_.kept[v.member] = Note("pace", text, until)
 
 

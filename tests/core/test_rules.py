@@ -195,7 +195,7 @@ def test_rule_2_unknown_alone_moves_nothing(
 @quickly
 @given(HISTORY)
 def test_rule_3_an_exclusive_service_never_has_two_members_in_pf(history: list[Event]) -> None:
-    tables = {"mx": (("A", "B", "C"),)}
+    tables: dict[str, tuple[tuple[str, ...], ...]] = {"mx": (("A", "B", "C"),)}
     plan = ServicePlan("mx", require=("smtp", "nfs"), exclusive=True)
     world = Watched(tables, {"mx": plan})
 
