@@ -169,7 +169,7 @@ async def play(
                 watches.append(asyncio.create_task(gone(emulator, target, seen["pf"])))
                 await until(lambda target=target: target in seen["pf"], PATIENCE)  # type: ignore[misc]
             names = [peer.name for peer in peers[1:]]
-            await until(lambda: all(len(seen[n]) >= repetitions for n in names), PATIENCE)
+            await until(lambda: all(faults.keys() <= seen[n].keys() for n in names), PATIENCE)
             share = stolen.share()
             for watch in watches:
                 watch.cancel()
