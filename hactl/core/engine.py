@@ -90,6 +90,7 @@ class Engine:
         self.memories: dict[str, Memory] = {}
         self.observation: Observation | None = None
         self.blind = "relayd has not been asked yet"
+        self._placed_for: tuple[object, ...] = ()  # what the places were made of
         self.releasing = False
         self.places: dict[Member, Place] = {}
         self._timings: dict[Probe, Timing] = {}
@@ -180,12 +181,15 @@ class Engine:
     def _witnesses(self, now: float) -> list[Probe]:
         """Return the siblings to look at because a probe is suspect, a few at a time."""
         found: list[Probe] = []
-        for name in {policy.lane(p) for p in self._suspects}:
+        waits = {name: fate.waits for name, fate in self.fates.items() if fate.waits}
+        for name in {policy.lane(p) for p in self._suspects} | waits.keys():
             group = self._group(name)
-            newest = policy.first_fail(group, self.healths)
+            down = [self.healths[p].bad_since for _, p in waits.get(name, ()) if p in self.healths]
+            moments = [policy.first_fail(group, self.healths), *down]
+            newest = max((m for m in moments if m is not None), default=None)
             if newest is None:
                 continue
-            siblings = {p for _, p in group if not self.healths[p].suspect}
+            siblings = {p for _, p in group if not self.healths[p].bad}
             behind = sorted(p for p in siblings if self._timings[p].began < newest)
             busy = sum(self._timings[p].busy > 0 for p in siblings)
             found += [p for p in behind if not self._timings[p].busy][: policy.WITNESSES - busy]
@@ -272,7 +276,15 @@ class Engine:
             self._events.append(Event("relayd", fields=(("seen", "yes"),)))
             self.blind = ""
         self.observation = observation
-        places = self._placed(observation, now)
+        # a caller that sees no change hands in the same services again
+        made_of = (observation.services, self.plan, self.facts, frozenset(self.owned))
+        places, before = self.places, self._placed_for
+        if (
+            not before
+            or before[3] != made_of[3]
+            or any(old is not new for old, new in zip(before[:3], made_of, strict=False))
+        ):
+            self._placed_for, places = made_of, self._placed(observation, now)
         changed = places.keys() != self.places.keys() or any(
             places[m].node != self.places[m].node for m in places
         )

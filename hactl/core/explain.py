@@ -208,11 +208,12 @@ def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
         )
 
 
-def _why(engine: Engine, probes: Sequence[object]) -> str:
+def _why(engine: Engine, probes: Sequence[Probe]) -> str:
     """Give the newest reason of the first required probe that is not simply well."""
-    for probe in engine.healths:
-        if probe in probes and engine.healths[probe].bad:
-            return f"{probe.check}: {engine.healths[probe].reason}"
+    for probe in probes:
+        health = engine.healths[probe]
+        if health.bad:
+            return f"{probe.check}: {health.reason}"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -93,6 +94,8 @@ class Daemon:
             self._loop.add_signal_handler(number, handler)
         log.info("hactld %s started, mode %s", hactl.__version__, self._config.mode)
         await self._configure()
+        gc.freeze()  # what is here now stays; looks leave no cycles, so the collector may be lazy
+        gc.set_threshold(50_000, 20, 50)
         try:
             await self._cycles()
             await self._release()
