@@ -114,7 +114,7 @@ class Engine:
         self._words = {word: node.name for node in plan.nodes.values() for word in node.words}
         changed = {c for c in plan.rules if plan.rules[c] != old.rules.get(c)}
         for member, place in self.places.items():
-            self.places[member] = replace(place, node=self._words.get(member.host))
+            self.places[member] = replace(place, node=self._words.get(place.host.name))
         self._forget({p for p in self.healths if p.check in changed})
         self._probe_what_is_used(now)
         self._stand(now)
@@ -128,7 +128,7 @@ class Engine:
     def _probe_what_is_used(self, now: float) -> None:
         """Make the probes be those that services and `watch` need at the places now known."""
         wanted = {
-            self._probe(place.node, check, place.member.host)
+            self._probe(place.node, check, place.host.name)
             for place in self.places.values()
             if place.node and (service := self.plan.services.get(place.member.service))
             for check in (*service.require, *service.prefer, *service.watch)

@@ -844,3 +844,15 @@ def test_a_freeze_right_after_a_restart_of_relayd_latches_who_was_in_before() ->
     world.load(first_id=50)
     world.engine.override(Override("mx", "freeze", "root", "", 0.0))
     assert disabled(world.run(20)) == {("mx", "A")}
+
+
+def test_a_host_that_is_twice_in_a_table_is_probed_where_it_is() -> None:
+    world = World(PAIR)
+    nodes = {"A": NodePlan("A", ("10.0.0.1", "10.0.0.9"), frozenset({"A", "10.0.0.9"}))}
+    engine = Engine(replace(world.plan, nodes=nodes), world.facts, 0.0)
+    twice = (Host(1, "10.0.0.9", UP), Host(2, "10.0.0.9", UP))
+    engine.observed(shown(Kind.REDIRECT, *twice), 0.0)
+    assert {probe.address for probe in engine.healths} == {"10.0.0.9"}
+    engine.replan(replace(world.plan, nodes=nodes), 0.1)
+    assert engine.actions(0.1) == ()
+    assert [s.node for s in engine.standings.values()] == ["A", "A"]
