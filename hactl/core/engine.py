@@ -83,7 +83,6 @@ class Engine:
         self.overrides: dict[str, Override] = {}
         self.owned: dict[Member, Owned] = {}
         self.decisions: dict[Member, Decision] = {}
-        self.since: dict[Member, float] = {}  # when the decision became what it is
         self.standings: dict[Member, Standing] = {}
         self.waits: Mapping[Member, Note] = {}
         self.fates: dict[str, Fate] = {}
@@ -182,8 +181,10 @@ class Engine:
         """Return the siblings to look at because a probe is suspect, a few at a time."""
         found: list[Probe] = []
         waits = {name: fate.waits for name, fate in self.fates.items() if fate.waits}
-        for name in {policy.lane(p) for p in self._suspects} | waits.keys():
-            group = self._group(name)
+        names = {policy.lane(p) for p in self._suspects} | waits.keys()
+        lanes = self._lanes() if names else {}
+        for name in names:
+            group = lanes.get(name, set())
             down = [self.healths[p].bad_since for _, p in waits.get(name, ()) if p in self.healths]
             moments = [policy.first_fail(group, self.healths), *down]
             newest = max((m for m in moments if m is not None), default=None)
@@ -252,13 +253,6 @@ class Engine:
         """Look at a probe at once: its tripwire was cut."""
         if (timing := self._timings.get(probe)) is not None:
             self._plan(probe, schedule.hastened(timing, now))
-
-    def discard(self, probe: Probe, now: float) -> None:
-        """Note that a look ended without a result that counts."""
-        timing = self._timings.get(probe)
-        if timing is not None:
-            rule = self.plan.rules[probe.check]
-            self._plan(probe, schedule.finished(timing, self.healths[probe], rule, now))
 
     # relayd
 
@@ -370,12 +364,12 @@ class Engine:
             self._urge(members)
             self.floors[service.name] = policy.minimum(service, members)
             for standing, decision in zip(members, decisions, strict=True):
-                decided = self._settle(decision, now)
+                decided = self._settle(decision)
                 place = self.places[standing.member]
                 if service.acts and self._frozen(service.name, "hands-off") is None:
                     pairs.append((standing, decided, place.host.id if place.shown else None))
         for member in self.decisions.keys() - self.standings.keys():
-            del self.decisions[member], self.since[member]
+            del self.decisions[member]
         step = reconcile(
             pairs,
             {name: self.plan.services.get(name) or ServicePlan(name) for name in members_of},
@@ -460,28 +454,21 @@ class Engine:
         ]
         return max(found, key=lambda o: strength[o.kind], default=None)
 
-    def _group(self, lane: str) -> frozenset[Seat]:
-        """Return who uses a check, neither foreign nor in maintenance, with the probe for it."""
-        return frozenset(
-            (s.node, probe)
-            for s in self.standings.values()
-            if s.node is not None
-            and not s.foreign
-            and not (s.override is not None and s.override.kind == "maint")
-            for probe in (*s.probes, *s.prefers)
-            if policy.lane(probe) == lane
-        )
+    def _lanes(self) -> dict[str, set[Seat]]:
+        """Return for each lane who is in it, neither foreign nor in maintenance."""
+        lanes: dict[str, set[Seat]] = {}
+        for s in self.standings.values():
+            apart = s.foreign or (s.override is not None and s.override.kind == "maint")
+            for probe in (*s.probes, *s.prefers):
+                seats = lanes.setdefault(policy.lane(probe), set())
+                if s.node is not None and not apart:
+                    seats.add((s.node, probe))
+        return lanes
 
     def _judge_fates(self, now: float) -> None:
         """Judge each check over all its nodes, then bring shared causes to their effects."""
         services = self.plan.services.values()
-        lanes: dict[str, set[Seat]] = {}
-        for s in self.standings.values():
-            apart = s.foreign or (s.override is not None and s.override.kind == "maint")
-            for probe in (*s.probes, *s.prefers) if s.node is not None else ():
-                seats = lanes.setdefault(policy.lane(probe), set())
-                if not apart:
-                    seats.add((s.node or "", probe))
+        lanes = self._lanes()
         checks = {
             policy.lane(p): p.check
             for s in self.standings.values()
@@ -569,7 +556,7 @@ class Engine:
                     return str(probe)
         return ""
 
-    def _settle(self, decision: Decision, now: float) -> Decision:
+    def _settle(self, decision: Decision) -> Decision:
         """Give a decision its id: a new one when it wants something else, or for another cause."""
         before = self.decisions.get(decision.member)
         if before is not None and (before.want, before.cause) == (decision.want, decision.cause):
@@ -577,7 +564,6 @@ class Engine:
         else:
             self.counter += 1
             decided = replace(decision, id=self.counter)
-            self.since[decision.member] = now
             quiet = ("", "wait")
             if decided.cause not in quiet or (before is not None and before.cause not in quiet):
                 self._say_decision(before, decided)

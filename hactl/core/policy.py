@@ -506,7 +506,7 @@ def decide(
     decisions = {s.member: d for s in standings if (d := overridden(s)) is not None}
     memory = _relieve(memory, standings, healths, now)
     candidates = [s for s in standings if s.member not in decisions]
-    memory = _guard_load(memory, service, candidates, healths, fates, now)
+    memory = _guard_load(memory, service, candidates, healths, now)
     views = [view(s, n, healths, fates, memory, now) for n, s in enumerate(candidates)]
     bystanders = sum(
         s.weight
@@ -528,7 +528,7 @@ def decide(
     back = frozenset(m for m, d in found.items() if d.want is Want.IN)
     if memory.out & back:
         memory = replace(memory, out=memory.out - back)
-    memory, found = _freeze(frozen, memory, views, found, now)
+    memory, found = _freeze(frozen, memory, views, found)
     decisions.update(found)
     return [decisions[s.member] for s in standings], memory
 
@@ -554,7 +554,6 @@ def _guard_load(
     service: ServicePlan,
     candidates: Sequence[Standing],
     healths: Mapping[Probe, Health],
-    fates: Mapping[str, Fate],
     now: float,
 ) -> Memory:
     """Undo a preferred check's removals if all who were left turned bad on it soon after."""
@@ -685,7 +684,6 @@ def _freeze(
     memory: Memory,
     views: Sequence[View],
     found: dict[Member, Decision],
-    now: float,
 ) -> tuple[Memory, dict[Member, Decision]]:
     """While frozen, let those be in who were in when it began; the decisions are shown all the same."""
     if frozen is None:
