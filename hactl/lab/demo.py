@@ -270,7 +270,7 @@ class Stage:
             }
             for key, who in now.items():
                 if shown and who != shown[key] and not live:
-                    self.say(f"  pf: {key.split()[1]} of {_side(key.split()[0])} -> {who}")
+                    self.say(f"  pf, {_side(key.split()[0])}: {key.split()[1]} -> {who}")
             shown = now
             if live:
                 self.draw(now)
