@@ -29,6 +29,7 @@ from hactl.daemon.control import Answer, Control, Request
 from hactl.daemon.runner import Runner
 from hactl.daemon.store import BLOCK, HoldRow, Lasting, Store, Stored, StoreError
 from hactl.relayd import conf as conf_
+from hactl.relayd.command import Local, Programs
 from hactl.relayd.relayctl import Answer as Said
 from hactl.relayd.relayctl import Relayctl, RelayctlError
 
@@ -48,7 +49,7 @@ class Daemon:
         self._config = config
         self._stopping = False
         self._wake = asyncio.Event()
-        self._relayctl = _relayctl(config)
+        self._relayctl = Relayctl(_programs(config))
         self._store = Store(config.state_dir / "hactl.db")
         self._runner = Runner(self._due, self._feed, self._suspect)
         self._control = Control(
@@ -131,7 +132,7 @@ class Daemon:
         stays = [key for key in fixed if getattr(config, key) != getattr(self._config, key)]
         config = replace(config, **{key: getattr(self._config, key) for key in fixed})
         self._config = config
-        self._relayctl = _relayctl(config)
+        self._relayctl = Relayctl(_programs(config))
         self._engine.replan(plan_.plan(config), self._loop.time())
         await self._configure()
         self._notes += [f"{key} changed: it takes a restart of hactld" for key in stays]
@@ -500,13 +501,12 @@ def _summary(snapshot: Snapshot) -> Iterable[str]:
         yield f"status alert={_value(alert)}"
 
 
-def _relayctl(config: Config) -> Relayctl:
-    socket = config.relayd.socket
-    return Relayctl(
-        [os.fspath(config.relayd.relayctl)],
-        os.fspath(socket) if socket is not None else None,
-        config.relayd.timeout,
-    )
+def _programs(config: Config) -> Programs:
+    """Return how relayctl is run."""
+    relayctl = [os.fspath(config.relayd.relayctl)]
+    if config.relayd.socket is not None:
+        relayctl += ["-s", os.fspath(config.relayd.socket)]
+    return Local({"relayctl": relayctl}, config.relayd.timeout)
 
 
 def _is_name(address: str) -> bool:

@@ -1,6 +1,6 @@
-"""relayctl: run relayctl(8), and understand what it prints.
+"""relayctl: ask relayctl(8), and understand what it prints.
 
-One call, one child, one deadline, no retry: a call that was killed may still be carried out by
+One call, one deadline, no retry: a call that was killed may still be carried out by
 relayd later, so its outcome is *unknown* and the next `show` tells.  A dump is believed whole or
 not at all: hactl acts on host ids, and a row that was cut or mixed up would switch another host.
 
@@ -12,9 +12,7 @@ succeeded` and `command failed` are on stdout, every other complaint on stderr.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-from asyncio.subprocess import DEVNULL
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import pairwise
@@ -23,10 +21,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from hactl.core.model import Host, HostStatus, Kind, Observation, Service, Table
-
-LIMIT = 16 << 20  # bytes of output; a thousand hosts are 51 kB
-REAP = 1.0  # seconds a killed child may take to go; only the kernel can make it longer
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"}
+from hactl.relayd.command import LIMIT, CommandError, Ended, Failure, Programs
 
 HEADER = ["Id", "Type", "Name", "Avlblty", "Status"]
 HEADS = ("redirect", "relay", "router")
@@ -273,14 +268,10 @@ def judge(words: str, code: int, out: str, err: str) -> Outcome:
 
 
 class Relayctl:
-    """relayctl as *command* (`["/usr/sbin/relayctl"]`), with its deadline in seconds.
+    """relayctl, one of *programs*.  Calls may run side by side: relayd serves many clients."""
 
-    Calls may run side by side: relayd serves many clients.
-    """
-
-    def __init__(self, command: Sequence[str], socket: str | None, timeout: float) -> None:
-        self._command = [*command, "-s", socket] if socket is not None else list(command)
-        self._timeout = timeout
+    def __init__(self, programs: Programs) -> None:
+        self._programs = programs
         self._last: tuple[str, Observation] | None = None  # most dumps are the one before again
 
     async def show(self) -> Observation:
@@ -307,80 +298,29 @@ class Relayctl:
     async def run(self, *words: str) -> Outcome:
         """Run `host disable ID`, `host enable ID` or `poll`, which is done once it is queued."""
         try:
-            code, out, err = await self._call(" ".join(words), words)
+            ended = await self._call(words)
         except RelayctlError as error:
             return error.outcome
-        return judge(" ".join(words), code, out, err)
+        return judge(" ".join(words), *ended)
 
     async def _dump(self, words: str) -> str:
-        code, out, err = await self._call(words, words.split())
-        if code != 0:
-            raise RelayctlError(judge(words, code, out, err))
-        return out
+        ended = await self._call(words.split())
+        if ended.code != 0:
+            raise RelayctlError(judge(words, *ended))
+        return ended.out
 
-    async def _call(self, words: str, arguments: Sequence[str]) -> tuple[int, str, str]:
-        """Run it to its end: exit code, stdout, stderr.  The child never outlives the call."""
-        loop = asyncio.get_running_loop()
+    async def _call(self, words: Sequence[str]) -> Ended:
         try:
-            transport, child = await loop.subprocess_exec(
-                _Child, *self._command, *arguments, stdin=DEVNULL, env=ENVIRONMENT
-            )
-        except OSError as error:
-            what = f"{self._command[0]}: {error.strerror}"
-            raise _error(Answer.NOT_RUN, words, what) from error
-        try:
-            async with asyncio.timeout(self._timeout):
-                await child.ended
-        except TimeoutError as error:
-            what = f"no answer in {self._timeout:g}s, outcome unknown"
-            raise _error(Answer.UNKNOWN, words, what) from error
-        finally:
-            await _reap(transport, child)
-        if child.overflows():
-            raise _error(Answer.NONSENSE, words, f"more than {LIMIT >> 20} MiB of output")
-        code = transport.get_returncode()
-        out, err = (bytes(child.heard[fd]).decode(errors="surrogateescape") for fd in (1, 2))
-        return -1 if code is None else code, out, err
+            return await self._programs.run("relayctl", words)
+        except CommandError as error:
+            raise _error(_ANSWERS[error.failure], " ".join(words), str(error)) from error
 
 
-class _Child(asyncio.SubprocessProtocol):
-    """Keeps what the child says: *ended* once it is gone and its pipes are shut, or says too much.
-
-    Not `communicate`, which has no bound, nor streams, which wait for whoever holds the pipes.
-    """
-
-    def __init__(self) -> None:
-        self.heard = {1: bytearray(), 2: bytearray()}
-        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def overflows(self) -> bool:
-        return sum(map(len, self.heard.values())) > LIMIT
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if not self.overflows():
-            self.heard[fd] += data
-        elif not self.ended.done():
-            self.ended.set_result(None)
-
-    def process_exited(self) -> None:
-        if not self.exited.done():
-            self.exited.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-
-async def _reap(transport: asyncio.SubprocessTransport, child: _Child) -> None:
-    """Kill the child if it still runs, wait until it is gone, and shut its pipes."""
-    try:
-        if not child.exited.done():
-            with contextlib.suppress(ProcessLookupError):
-                transport.kill()
-            await asyncio.wait([child.exited], timeout=REAP)
-    finally:
-        transport.close()
+_ANSWERS = {
+    Failure.NOT_RUN: Answer.NOT_RUN,
+    Failure.NO_END: Answer.UNKNOWN,
+    Failure.TOO_MUCH: Answer.NONSENSE,
+}
 
 
 def _error(answer: Answer, words: str, what: str) -> RelayctlError:

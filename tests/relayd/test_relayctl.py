@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hactl.core.model import Host, HostStatus, Kind, Observation, Service, Table
+from hactl.relayd.command import LIMIT, Local
 from hactl.relayd.relayctl import (
-    LIMIT,
     Answer,
     Checks,
     Hosts,
@@ -296,7 +296,7 @@ def fake(directory: Path, script: str, *, timeout: float = 5.0) -> Relayctl:
     path = directory / "relayctl"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-    return Relayctl([str(path)], None, timeout)
+    return Relayctl(Local({"relayctl": [str(path)]}, timeout))
 
 
 def alive(pid: int) -> bool:
@@ -312,7 +312,8 @@ def test_words_socket_and_a_bare_environment_reach_relayctl(tmp_path: Path) -> N
     path.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/words\nenv >{tmp_path}/env\nread x && exit 9\n'
                     "echo command succeeded\n")  # fmt: skip
     path.chmod(0o755)
-    relayctl = Relayctl(["/bin/sh", str(path)], "/run/r.sock", 5.0)
+    command = ["/bin/sh", str(path), "-s", "/run/r.sock"]
+    relayctl = Relayctl(Local({"relayctl": command}, 5.0))
     outcome = run(relayctl.run("host", "disable", "3"))
     assert outcome == Outcome(Answer.DONE, "relayctl: host disable 3: command succeeded")
     assert (tmp_path / "words").read_text() == "-s /run/r.sock host disable 3\n"
@@ -410,7 +411,8 @@ def test_cancelled_call_leaves_no_child(tmp_path: Path) -> None:
 def test_relayctl_that_is_missing_or_no_program_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "relayctl"
     for reason in ("No such file or directory", "Permission denied"):
-        outcome = run(Relayctl([str(path)], None, 1.0).run("poll"))
+        runner = Local({"relayctl": [str(path)]}, 1.0)
+        outcome = run(Relayctl(runner).run("poll"))
         assert outcome == Outcome(Answer.NOT_RUN, f"relayctl: poll: {path}: {reason}")
         path.touch()
 
