@@ -1,0 +1,141 @@
+"""Run a program for a look: no shell, nothing inherited, nothing left behind.
+
+It gets a session and process group of its own and an environment that says next to nothing.  What
+it prints is kept as far as it matters, and thrown away beyond.  When it has ended, says too much or
+is cancelled, its group is killed; when cancelled, its descendants too, wherever they went.
+A program that the kernel does not let go is waited for, by whoever cancelled us (see
+`checks._tasks`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from asyncio.subprocess import DEVNULL
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import psutil
+
+KEPT = 64 * 1024  # bytes of each stream that are kept
+LIMIT = 16 << 20  # bytes of both after which the program is killed
+LINGER = 0.5  # seconds that a pipe may stay open after the program: what left its group has it
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C",
+    "LC_ALL": "C",
+}
+
+
+class Ended(NamedTuple):
+    """How a program ended: *code* is negative if a signal killed it; what it printed, cut at KEPT."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+
+class TooMuchError(Exception):
+    """The program printed more than it may."""
+
+
+async def run(
+    command: Sequence[str],
+    *,
+    take: Callable[[bytes], bool] | None = None,
+    limit: int = LIMIT,
+) -> Ended:
+    """Run *command*, an absolute path with its arguments, to its end.
+
+    With *take* its standard output is handed on in pieces instead of kept, until that returns that
+    it wants no more.  Raise OSError if it cannot be started, TooMuchError beyond *limit* bytes.
+    """
+    loop = asyncio.get_running_loop()
+    starting = loop.create_task(
+        loop.subprocess_exec(
+            lambda: _Child(loop, take, limit),
+            *command,
+            stdin=DEVNULL,
+            cwd="/",
+            env=ENVIRONMENT,
+            start_new_session=True,
+        )
+    )
+    whole = False
+    try:
+        await asyncio.wait([starting])  # goes on if we are cancelled: there is something to kill
+        _, child = starting.result()
+        await asyncio.wait([child.exited, child.enough], return_when=asyncio.FIRST_COMPLETED)
+        whole = child.exited.done()
+    finally:
+        transport, child = await starting
+        try:
+            _kill(transport.get_pid(), everywhere=not whole)
+            await asyncio.wait([child.exited])
+            if whole:
+                await asyncio.wait([child.shut], timeout=LINGER)
+        finally:
+            transport.close()
+    if child.problem is not None:
+        raise child.problem
+    code = transport.get_returncode()
+    return Ended(-1 if code is None else code, bytes(child.out), bytes(child.err))
+
+
+def _kill(pid: int, *, everywhere: bool) -> None:
+    """Kill the process group of *pid*; *everywhere*: and descendants that have left it."""
+    strays: list[psutil.Process] = []
+    if everywhere:
+        with suppress(psutil.Error):
+            strays = psutil.Process(pid).children(recursive=True)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    for stray in strays:
+        with suppress(psutil.Error):
+            stray.kill()
+
+
+class _Child(asyncio.SubprocessProtocol):
+    """Keeps what the program says, and tells when it has gone, said enough, and shut its pipes."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        take: Callable[[bytes], bool] | None,
+        limit: int,
+    ) -> None:
+        self.out, self.err = bytearray(), bytearray()
+        self.exited: asyncio.Future[None] = loop.create_future()
+        self.enough: asyncio.Future[None] = loop.create_future()
+        self.shut: asyncio.Future[None] = loop.create_future()
+        self._take = take
+        self._left = limit
+        self.problem: Exception | None = None
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if self.enough.done():
+            return
+        self._left -= len(data)
+        if self._left < 0:
+            self.problem = TooMuchError()
+        elif fd == 1 and self._take is not None:
+            try:
+                if self._take(data):
+                    return
+            except Exception as error:  # noqa: BLE001 - raised again by `run`
+                self.problem = error
+        else:
+            kept = self.out if fd == 1 else self.err
+            kept += data[: max(0, KEPT - len(kept))]
+            return
+        self.enough.set_result(None)
+
+    def process_exited(self) -> None:
+        if not self.exited.done():
+            self.exited.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.shut.done():
+            self.shut.set_result(None)
