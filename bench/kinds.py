@@ -27,7 +27,7 @@ from pathlib import Path
 import trustme
 
 import checks
-from checks import Option, Target
+from checks import Spoken, Target
 from checks._wire import Wire
 from checks.banner import Banner, Step
 from checks.smtp import Smtp
@@ -86,7 +86,7 @@ def serve(directory: str, told: Connection) -> None:
     asyncio.run(play())
 
 
-def options(ports: Mapping[str, int], ca: Path) -> dict[str, Option]:
+def options(ports: Mapping[str, int], ca: Path) -> dict[str, Spoken]:
     """Return the checks to measure, by the name they are shown with."""
     return {
         "tcp": Tcp(port=ports["smtp"]),
@@ -107,7 +107,7 @@ def options(ports: Mapping[str, int], ca: Path) -> dict[str, Option]:
     }
 
 
-async def busy(option: Option, seconds: float) -> tuple[int, float]:
+async def busy(option: Spoken, seconds: float) -> tuple[int, float]:
     """Look for so long, without a pause; return how often, and the CPU microseconds of one look.
 
     Raise RuntimeError if a look does not succeed.

@@ -1,21 +1,25 @@
 """Checks: one file a check type, found by module name.
 
 A type is an `Option` subclass: its fields are the options of hactl.yaml, its class variable
-`timing` the defaults, its `talk` the conversation.  A check judges one look; it knows nothing of
-thresholds over time, of tables or of relayd.
+`timing` the defaults.  It is `Spoken` if it is a conversation over one socket, which is cheap, else
+`Probed`: a coroutine, which may use libraries and programs.  A check judges one look; it knows
+nothing of thresholds over time, of tables or of relayd.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from msgspec import Struct
 
 if TYPE_CHECKING:
     from checks._wire import Dialogue
+    from hactl.core.model import Result
+
+Step = Callable[[str], None]  # says which step of a look begins; the one before has ended
 
 
 class Timing(Struct, frozen=True):
@@ -49,9 +53,7 @@ NOBODY = Target()
 class Option(Struct, frozen=True, kw_only=True, tag_field="type"):
     """Options of a check type; the tag is the type's name."""
 
-    port: int
-
-    timing: ClassVar[Timing] = DIALOGUE
+    timing: ClassVar[Timing]
 
     def times(self) -> Timing:
         """Return `timing`, or what suits these options better."""
@@ -65,8 +67,28 @@ class Option(Struct, frozen=True, kw_only=True, tag_field="type"):
         """
         return ()
 
+
+class Spoken(Option, frozen=True, kw_only=True):
+    """A check that is a dialogue with a port."""
+
+    port: int
+
+    timing: ClassVar[Timing] = DIALOGUE
+
     def talk(self, target: Target = NOBODY) -> Dialogue:
         """Return a new conversation with *target* (see `checks._wire`)."""
+        raise NotImplementedError
+
+
+class Probed(Option, frozen=True, kw_only=True):
+    """A check that is a coroutine: it needs a library or a program, or may block."""
+
+    async def probe(self, target: Target, step: Step) -> Result:
+        """Look once at *target*, and call *step* where a new step begins (see `checks._tasks`).
+
+        Whatever it raises is judged there, and its time is limited there: it is cancelled at the
+        deadline, and waited for by the next look if it does not end then.
+        """
         raise NotImplementedError
 
 
@@ -84,6 +106,6 @@ def load(name: str) -> type[Option]:
         kind
         for kind in vars(module).values()
         if isinstance(kind, type)
-        and issubclass(kind, Option)
+        and issubclass(kind, (Spoken, Probed))
         and kind.__struct_config__.tag == name
     )

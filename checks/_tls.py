@@ -193,7 +193,7 @@ _OLD = {"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"}
 
 def trouble(error: ssl.SSLError) -> tuple[Verdict, str]:
     """Say whose fault an error of TLS is, and what it is."""
-    reason = error.reason or ""
+    reason: str = getattr(error, "reason", None) or ""  # those that Python code makes have none
     if "MALLOC" in reason:
         return Verdict.UNKNOWN, "out of memory"
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):

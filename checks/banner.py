@@ -13,7 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from checks import NOBODY, Option, Target, _tls
+from checks import NOBODY, Spoken, Target, _tls
 from checks._tls import Policy
 from checks._wire import Dialogue, Say, StartTLS, nothing, quote
 from hactl.core.model import ok
@@ -32,7 +32,7 @@ class Step(Struct, frozen=True, kw_only=True):
     skip: str = ""
 
 
-class Banner(Option, frozen=True, kw_only=True, tag="banner"):
+class Banner(Spoken, frozen=True, kw_only=True, tag="banner"):
     """Options.
 
     *expect*: the greeting; a text is how the line begins, a regular expression between slashes is

@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Literal
 
-from checks import LOGIN, NOBODY, Option, Target, Timing, _login, _tls
+from checks import LOGIN, NOBODY, Spoken, Target, Timing, _login, _tls
 from checks._login import Login
 from checks._tls import Policy
 from checks._wire import Dialogue, Say, StartTLS, nothing, quote, reply
@@ -29,7 +29,7 @@ _UNSAFE = re.compile(r"[^!-~]|[<>]")
 _Turns = Generator[Say | StartTLS, bytes, Result | None]  # part of a dialogue; None: so far so good
 
 
-class Smtp(Option, frozen=True, kw_only=True, tag="smtp"):
+class Smtp(Spoken, frozen=True, kw_only=True, tag="smtp"):
     """Options.
 
     *depth*: the last step.  *greeting*: the reply codes of the greeting that count as alive.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from checks import NOBODY, SCAN, Option, Target, Timing
+from checks import NOBODY, SCAN, Spoken, Target, Timing
 from checks._wire import Dialogue, Say, line, quote, until_eof
 from hactl.core.model import Result, fail, ok
 
@@ -37,7 +37,7 @@ _STATUS = re.compile(rb"SPAMD/[0-9]+\.[0-9]+ ([0-9]{1,3}) (.*?)\r?\n", re.DOTALL
 _SPAM = re.compile(rb"^Spam: *(?:True|False|Yes|No) *; *(\S+ */ *\S+) *\r?$", re.MULTILINE)
 
 
-class Spamd(Option, frozen=True, kw_only=True, tag="spamd"):
+class Spamd(Spoken, frozen=True, kw_only=True, tag="spamd"):
     """Options.  *scan*: scan a message; without it only PING is asked."""
 
     port: int = 783

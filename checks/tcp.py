@@ -5,12 +5,12 @@ What relayd's own `check tcp` sees, and no more: the kernel accepts, whatever th
 
 from __future__ import annotations
 
-from checks import NOBODY, Option, Target
+from checks import NOBODY, Spoken, Target
 from checks._wire import Dialogue
 from hactl.core.model import ok
 
 
-class Tcp(Option, frozen=True, kw_only=True, tag="tcp"):
+class Tcp(Spoken, frozen=True, kw_only=True, tag="tcp"):
     """Options."""
 
     def talk(self, target: Target = NOBODY) -> Dialogue:

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from checks import HANDSHAKE, NOBODY, Option, Target, Timing, _tls
+from checks import HANDSHAKE, NOBODY, Spoken, Target, Timing, _tls
 from checks._tls import Policy, Protocol
 from checks._wire import Dialogue, StartTLS
 from hactl.core.model import ok
 
 
-class Tls(Option, frozen=True, kw_only=True, tag="tls"):
+class Tls(Spoken, frozen=True, kw_only=True, tag="tls"):
     """Options.
 
     *name*: who the certificate must be for, by default the node's name.  *ca*: authorities to

@@ -919,7 +919,7 @@ class _Walker:
 
     def check(self, tree: _Map, path: str) -> object:
         """Read the common keys and, beside them, the options of the type."""
-        tree = self.under("check", tree)
+        own, tree = tree, self.under("check", tree)
         option = self.option(tree, path)
         common = _common()
         if option is None:  # which keys belong to the type is not known
@@ -937,7 +937,15 @@ class _Walker:
         for name, text in made.problems():
             self.say(tree.get(name) or tree, f"{path}.{name}", text)
         times = dict(zip(_TIMES, map(Duration, structs.astuple(made.times())), strict=True))
-        return self.timed(_make(Check, {"option": made} | times | values), tree, path)
+        check = self.timed(_make(Check, {"option": made} | times | values), tree, path)
+        if isinstance(made, checks.Spoken):
+            return check
+        for key in ("hedge", "tripwire"):
+            given = own.get(key)
+            if given is not None and getattr(check, key):
+                text = f"type {made.__struct_config__.tag} has none; it is no conversation over TCP"
+                self.say(given, f"{path}.{key}", text)
+        return structs.replace(check, hedge=Duration(0), tripwire=False)
 
     def timed(self, check: Check, tree: _Map, path: str) -> Check:
         """Fit the type's defaults to the interval; say which given times do not fit it."""

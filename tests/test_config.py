@@ -666,18 +666,41 @@ def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     types = tmp_path / "checks"
     types.mkdir()
     (types / "vault.py").write_text(
-        "from checks import Option\n"
+        "from checks import Spoken\n"
         "from hactl.core.units import Secret\n"
-        "class Vault(Option, frozen=True, kw_only=True, tag='vault'):\n"
+        "class Vault(Spoken, frozen=True, kw_only=True, tag='vault'):\n"
         "    port: int = 1\n"
         "    login: Secret\n"
+    )
+    (types / "chore.py").write_text(
+        "from checks import Probed, SCAN\n"
+        "class Chore(Probed, frozen=True, kw_only=True, tag='chore'):\n"
+        "    timing = SCAN\n"
     )
     monkeypatch.setattr(checks, "__path__", [*checks.__path__, str(types)])
     path = tmp_path / "login"
     path.write_text("user\npassword\n")
     path.chmod(0o640)
     yield path
-    sys.modules.pop("checks.vault", None)
+    for name in ("vault", "chore"):
+        sys.modules.pop(f"checks.{name}", None)
+
+
+@pytest.mark.usefixtures("login")
+def test_what_is_no_conversation_has_neither_hedge_nor_tripwire() -> None:
+    chore = MODE + "checks: {x: {type: chore, hedge: 0s, tripwire: false}}"
+    assert config.parse(chore, "f").checks["x"].interval == Duration(10)
+    everybody = MODE + "defaults: {check: {hedge: 1s, tripwire: true}}\n"
+    both = config.parse(everybody + "checks: {x: {type: chore}, y: {type: smtp}}", "f").checks
+    assert [(check.hedge, check.tripwire) for check in both.values()] == [
+        (Duration(0), False),
+        (Duration(1), True),
+    ]
+    why = "type chore has none; it is no conversation over TCP"
+    assert wrong(MODE + "checks: {x: {type: chore, hedge: 1s, tripwire: true}}") == [
+        f"2:34: checks.x.hedge: {why}",
+        f"2:48: checks.x.tripwire: {why}",
+    ]
 
 
 def test_a_secret_is_its_file_and_shown_as_such(login: Path) -> None:

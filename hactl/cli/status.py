@@ -159,6 +159,10 @@ def looks(found: Any) -> Iterable[str]:
             yield safe(f"    {step:<12} {seconds * 1000:9.1f} ms")
         if result["verdict"] != "ok" and result["step"]:
             yield safe(f"    {result['step']:<12}   stopped here")
+        times = {f"{step}_seconds" for step, _ in result["steps"]} | {"total_seconds"}
+        for name, value in result["measures"].items():
+            if name not in times:
+                yield safe(f"    {name:<20} {value:g}")
 
 
 def nagios_line(reply: Reply) -> tuple[str, int]:

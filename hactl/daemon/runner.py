@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from checks import Target
+from checks import Probed, Spoken, Target
+from checks._tasks import Look, Tasks
 from checks._wire import Conversation, Tripwire, Wire
 from hactl.config import Check
 from hactl.core.model import Checked, Probe, Result, Verdict, unknown
@@ -14,6 +16,8 @@ from hactl.core.schedule import SLOT, own_lag
 
 RESERVE = 64  # descriptors kept for relayctl, the store and operators
 MOST = 4096  # conversations at a time
+CREW = 256  # coroutines at a time
+NEEDS = 4  # descriptors that a coroutine may need
 
 
 class Runner:
@@ -35,8 +39,11 @@ class Runner:
         self._suspect = suspect
         self._strung: dict[Probe, Tripwire] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        cap = MOST if soft == resource.RLIM_INFINITY else max(8, min(MOST, soft - RESERVE))
+        free = 2 * MOST if soft == resource.RLIM_INFINITY else max(32, soft - RESERVE)
+        crew = min(CREW, free // (4 * NEEDS))
+        cap = min(MOST, free - crew * NEEDS)
         self._wire = Wire(self._loop, cap=cap, excuse=self._excuse)
+        self._tasks = Tasks(self._loop, cap=crew, excuse=self._excuse)
         self._checks: Mapping[str, Check] = {}
         self._addresses: dict[str, str] = {}
         self._slot = self._next_slot()
@@ -64,7 +71,7 @@ class Runner:
                 failed.append(f"{name}: cannot be resolved: {error or 'no answer in 5s'}")
         return failed
 
-    def look(self, probe: Probe, done: Callable[[Checked], None]) -> Conversation:
+    def look(self, probe: Probe, done: Callable[[Checked], None]) -> Conversation | Look:
         """Look once at *probe*; *done* gets the result."""
         check = self._checks[probe.check]
         address = self._addresses.get(probe.address, probe.address)
@@ -72,13 +79,19 @@ class Runner:
         def finished(result: Result, began: float, ended: float) -> None:
             done(Checked(probe, began, ended, result))
 
-        talk = check.option.talk(Target(probe.node, address))
-        return self._wire.start(address, check.option.port, talk, check.timeout, finished)
+        option, target = check.option, Target(probe.node, address)
+        if isinstance(option, Spoken):
+            talk = option.talk(target)
+            return self._wire.start(address, option.port, talk, check.timeout, finished)
+        assert isinstance(option, Probed)
+        coroutine = partial(option.probe, target)
+        return self._tasks.start(probe, coroutine, check.timeout, finished)
 
     def stop(self) -> None:
         """End all looks without a word."""
         self._timer.cancel()
         self._wire.close()
+        self._tasks.close()
 
     def hurry(self) -> None:
         """Start what is due between two slots: witness looks cannot wait."""
@@ -112,8 +125,14 @@ class Runner:
         """Pass a result on; string a tripwire where the node is well and none is."""
         probe = checked.probe
         check = self._checks.get(probe.check)
-        wanted = check is not None and check.tripwire and checked.result.verdict is Verdict.OK
-        if wanted and check is not None and probe not in self._strung:
+        well = checked.result.verdict is Verdict.OK
+        if (
+            well
+            and check is not None
+            and check.tripwire
+            and isinstance(check.option, Spoken)
+            and probe not in self._strung
+        ):
             address = self._addresses.get(probe.address, probe.address)
             port = check.option.port
             self._strung[probe] = self._wire.string(

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from checks import NOBODY, Option, Target
+from checks import NOBODY, Spoken, Target
 from checks._wire import Dialogue, converse
 from checks.smtp import Smtp
 from hactl.core.model import Result, Verdict
@@ -24,7 +24,7 @@ SESSION = [GREETING, b"250-mx0\r\n250 HELP\r\n", b"250 Ok\r\n", b"250 Ok\r\n"]
 RCPT = Smtp(depth="rcpt", mail_to="probe@example.org")
 
 
-class Talk(Option, frozen=True, kw_only=True, tag="talk"):
+class Talk(Spoken, frozen=True, kw_only=True, tag="talk"):
     """A check that a test makes up."""
 
     port: int = 0
@@ -67,7 +67,7 @@ async def serving(
 
 
 def look(
-    check: Option,
+    check: Spoken,
     handler: Handler,
     limit: float = LONG,
     host: str = "127.0.0.1",

@@ -17,7 +17,7 @@ from contextlib import closing
 import pytest
 from msgspec import structs
 
-from checks import Option, Target, _tls
+from checks import Spoken, Target, _tls
 from checks._tls import Policy, Trust
 from checks._wire import Dialogue, Say, StartTLS, Wire, line, reply
 from checks.banner import Banner, Step
@@ -94,7 +94,7 @@ ALERT = b"\x15\x03\x03\x00\x02\x02"  # and its number
 SILENT = "no answer in 100ms"
 CUT = "answer longer than 64 KiB"
 
-PLAIN: list[tuple[str, Option, Handler, str, str]] = [
+PLAIN: list[tuple[str, Spoken, Handler, str, str]] = [
     ("silent", RCPT, hang, "greeting", SILENT),
     ("silent", POP3, hang, "greeting", SILENT),
     ("silent later", POP3, says(b"+OK\r\n", then=hang), "step1", SILENT),
@@ -127,7 +127,7 @@ PLAIN: list[tuple[str, Option, Handler, str, str]] = [
     ("half closed", POP3, half_close, "greeting", "closed without an answer"),
 ]  # fmt: skip
 
-TLS: list[tuple[str, Option, Handler, str, str]] = [
+TLS: list[tuple[str, Spoken, Handler, str, str]] = [
     ("silent", Tls(port=1), hang, "tls", SILENT),
     ("handshake that never ends", Tls(port=1), hears_hello_and(RECORD, then=hang), "tls", SILENT),
     ("handshake that never ends", STARTTLS, says(*OFFER, then=hang), "tls", SILENT),
@@ -187,7 +187,7 @@ TLS: list[tuple[str, Option, Handler, str, str]] = [
 ]  # fmt: skip
 
 
-def ids(rows: list[tuple[str, Option, Handler, str, str]]) -> list[str]:
+def ids(rows: list[tuple[str, Spoken, Handler, str, str]]) -> list[str]:
     return [f"{row[0]}, {row[1].__struct_config__.tag}" for row in rows]
 
 
@@ -195,7 +195,7 @@ def ids(rows: list[tuple[str, Option, Handler, str, str]]) -> list[str]:
     ("_name", "check", "peer", "step", "why"), PLAIN + TLS, ids=ids(PLAIN + TLS)
 )
 def test_a_hostile_peer_is_a_failure_at_its_step(
-    _name: str, check: Option, peer: Handler, step: str, why: str
+    _name: str, check: Spoken, peer: Handler, step: str, why: str
 ) -> None:
     result = look(check, peer, SHORT if why == SILENT else LONG)
     reason = f"{step}: {why}" if step else why
@@ -276,7 +276,7 @@ def test_what_does_not_fit_at_once_is_sent_in_parts_under_tls(pki: Pki) -> None:
         (Banner(port=1, expect="OK", skip="/^/"), floods(b"\n" * 4096), False),
     ],
 )
-def test_memory_stays_flat(pki: Pki, check: Option, peer: Handler, tls: bool) -> None:
+def test_memory_stays_flat(pki: Pki, check: Spoken, peer: Handler, tls: bool) -> None:
     server = pki.server() if tls else None
     tracemalloc.start()
     try:
@@ -356,7 +356,7 @@ def no_descriptor(_family: int, _kind: int) -> socket.socket:
 )
 @pytest.mark.parametrize("check", [RCPT, Tls(port=1), POP3, Spamd()])
 def test_what_we_lack_is_no_news_of_the_node(
-    check: Option, make: Callable[[int, int], socket.socket], why: str
+    check: Spoken, make: Callable[[int, int], socket.socket], why: str
 ) -> None:
     async def main() -> Result:
         loop = asyncio.get_running_loop()

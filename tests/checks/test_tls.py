@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from checks import Option, _tls
+from checks import Spoken, _tls
 from checks._tls import Certificate, Policy
 from checks.smtp import Smtp
 from checks.tls import Tls
@@ -235,7 +235,7 @@ def test_contexts_are_made_once_and_again_when_the_file_changes(pki: Pki, tmp_pa
     ],
 )
 def test_names_and_authorities_that_cannot_be_are_named(
-    check: Option, problems: list[tuple[str, str]]
+    check: Spoken, problems: list[tuple[str, str]]
 ) -> None:
     assert list(check.problems()) == problems
 

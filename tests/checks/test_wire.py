@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from checks import Option
+from checks import Spoken
 from checks._wire import LIMIT, THEIRS, Dialogue, Say, Wire, converse, line, quote
 from checks.smtp import Smtp
 from checks.spamd import Spamd
@@ -196,7 +196,7 @@ def test_a_dripping_answer_does_not_move_the_deadline() -> None:
 
 
 @pytest.mark.parametrize("check", [RCPT, Tcp(port=1), Spamd()], ids=["smtp", "tcp", "spamd"])
-def test_a_closed_port_is_a_failure_to_connect(check: Option) -> None:
+def test_a_closed_port_is_a_failure_to_connect(check: Spoken) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and nobody listens
         port = bound.getsockname()[1]
@@ -205,7 +205,7 @@ def test_a_closed_port_is_a_failure_to_connect(check: Option) -> None:
 
 
 @pytest.mark.parametrize("check", [RCPT, Tcp(port=1)], ids=["smtp", "tcp"])
-def test_a_full_backlog_is_silence_at_connect(check: Option) -> None:
+def test_a_full_backlog_is_silence_at_connect(check: Spoken) -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from checks import Probed, Step, Target
 from checks.smtp import Smtp
 from hactl.config import Check
-from hactl.core.model import Checked, Probe, Verdict
+from hactl.core.model import Checked, Probe, Result, Verdict, ok
 from hactl.core.units import Duration
 from hactl.daemon.runner import Runner
 from hactl.lab.nodes import Mood, Node
@@ -105,5 +106,39 @@ def test_the_end_of_an_idle_connection_is_a_suspicion_that_starts_a_look() -> No
         finally:
             runner.stop()
             await node.stop()
+
+    asyncio.run(scene())
+
+
+class Slow(Probed, frozen=True, kw_only=True, tag="slow"):
+    """A coroutine that takes its time, and says whom it was to look at."""
+
+    seconds: float
+
+    async def probe(self, target: Target, step: Step) -> Result:
+        step("wait")
+        await asyncio.sleep(self.seconds)
+        return ok(f"{target.node} {target.address}")
+
+
+def test_a_coroutine_is_run_beside_the_dialogues_and_has_its_deadline() -> None:
+    async def scene() -> None:
+        seen = Seen()
+        runner = Runner(lambda now: [], seen.put_nowait)
+        times = (Duration(1), Duration(0.15), Duration(0), Duration(0))
+        runner.configure(
+            {"quick": Check(Slow(seconds=0.0), *times), "slow": Check(Slow(seconds=60.0), *times)}
+        )
+        try:
+            for check in ("quick", "slow"):
+                runner.look(Probe("mx0", check, "127.0.11.6"), seen.put_nowait)
+            quick, slow = [await asyncio.wait_for(seen.get(), 5) for _ in range(2)]
+        finally:
+            runner.stop()
+        assert (quick.probe.check, quick.result.reason) == ("quick", "mx0 127.0.11.6")
+        assert [name for name, _ in quick.result.steps] == ["wait"]
+        assert slow.result.verdict in (Verdict.FAIL, Verdict.UNKNOWN)  # we may have been late
+        assert slow.result.step == "wait"
+        assert 0.15 <= slow.ended - slow.started < 5
 
     asyncio.run(scene())

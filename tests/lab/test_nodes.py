@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from checks import Option
+from checks import Spoken
 from checks._wire import converse
 from checks.smtp import Smtp
 from checks.spamd import Spamd
@@ -27,7 +27,7 @@ async def running(host: str = "127.0.0.1") -> AsyncIterator[Node]:
         await node.stop()
 
 
-async def look(node: Node, kind: str, check: Option, limit: float = 0.1) -> Result:
+async def look(node: Node, kind: str, check: Spoken, limit: float = 0.1) -> Result:
     return await converse(*node.where(kind), check.talk(), limit)
 
 

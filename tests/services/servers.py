@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from checks import Option
+from checks import Probed, Spoken, Target, _tasks
 from checks._wire import converse
 from hactl.core.model import Result, Verdict
 
@@ -55,7 +55,7 @@ def free_port() -> int:
 class Server:
     """A process with children; *check* is what tells that it is ready."""
 
-    def __init__(self, command: list[str], directory: Path, check: Option) -> None:
+    def __init__(self, command: list[str], directory: Path, check: Spoken) -> None:
         self.check = check
         self._log = directory / "log"
         with self._log.open("wb") as log:
@@ -78,8 +78,10 @@ class Server:
         """Return what the server has printed."""
         return self._log.read_text(errors="replace")
 
-    def look(self, check: Option, limit: float = PATIENCE) -> Result:
+    def look(self, check: Spoken | Probed, limit: float = PATIENCE) -> Result:
         """Run *check* once."""
+        if isinstance(check, Probed):
+            return asyncio.run(_tasks.look(check, Target("mx0", HOST), limit))
         return asyncio.run(converse(HOST, check.port, check.talk(), limit))
 
     def await_ready(self) -> None:
