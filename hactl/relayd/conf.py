@@ -236,9 +236,9 @@ class _Lexer:
 
     def push(self, name: str, text: str) -> None:
         """Read *text* now, and go on with the file at hand afterwards."""
+        self.sources.append(name)
         self._spend(len(text))
         self.files.append(_File(name, text))
-        self.sources.append(name)
 
     def report(self, place: Place, what: str) -> None:
         text = f"{place}: {what}"

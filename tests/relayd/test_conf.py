@@ -268,6 +268,8 @@ def test_file_that_includes_itself_is_stopped(tmp_path: Path) -> None:
 def test_macros_and_files_are_bounded_together() -> None:
     with pytest.raises(ConfError, match=r"^relayd\.conf: more than 1 MiB$"):
         parse("table <t> { $a }", "relayd.conf", {"a": "x" * LIMIT})
+    with pytest.raises(ConfError, match=r"^relayd\.conf: more than 1 MiB$"):
+        parse("#" * (LIMIT + 1), "relayd.conf")
 
 
 @pytest.mark.parametrize(
