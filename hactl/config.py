@@ -1064,6 +1064,20 @@ def parse(text: str, name: str) -> Config:
     return config
 
 
+def is_name(text: str) -> bool:
+    """Tell whether a node, check or service may be called so."""
+    return re.fullmatch(_ENTRY, text) is not None
+
+
+def is_address(text: str) -> bool:
+    """Tell whether *text* is an IP address or a host name."""
+    try:
+        _address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def show(config: Config) -> str:
     """Return the effective configuration as YAML; reading it again gives an equal one."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)

@@ -200,6 +200,23 @@ def reload(socket: str | None) -> None:
     _done(_ask(socket, "reload"))
 
 
+@main.command()
+@click.option(
+    "--relayd-conf", default="/etc/relayd.conf", metavar="FILE", show_default=True,
+    help="The relayd.conf to read.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", default=CONFIG, metavar="FILE", show_default=True,
+    help="The hactl.yaml to make; - prints it.",
+)  # fmt: skip
+@click.option("--probe", is_flag=True, help="Look at the nodes; propose what works now.")
+def init(relayd_conf: str, output: str, probe: bool) -> None:
+    """Make a hactl.yaml from relayd.conf, in mode observe; a file that is there stays as it is."""
+    from hactl.cli.init import run
+
+    sys.exit(run(Path(relayd_conf), output, probe=probe, say=click.echo))
+
+
 @main.group()
 def config() -> None:
     """Show the configuration, or what it may be."""

@@ -1,0 +1,613 @@
+"""init: from relayd.conf to the hactl.yaml that one would have written by hand.
+
+What a port stands for is a guess, and the most careful way to look is taken; a probe, if one is
+made, finds the deepest way that works now.  Everything but the looks and the file is pure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from msgspec import Struct
+from msgspec.structs import replace
+
+from hactl import config as config_
+from hactl.config import ConfigError
+from hactl.core.model import Checked, Kind, Probe, Verdict
+from hactl.relayd.conf import ConfError, ConfService, ConfTable, Listen, RelaydConf, read
+from hactl.show import safe, table
+
+DEFAULT = "/etc/hactl.yaml"
+CONF = Path("/etc/relayd.conf")
+HOSTS = Path("/etc/hosts")
+HOSTS_LIMIT = 1 << 20  # bytes
+GROUP = "_hactl"  # reads the file again when hactld has dropped its privileges
+SHOWN = 3  # nodes named in a comment
+
+Options = Mapping[str, object]
+
+
+class Way(NamedTuple):
+    """A way to look: the keys of a check, and what a reader of the file should know of it."""
+
+    options: Options
+    comment: str = ""
+
+
+class Guess(NamedTuple):
+    """What a port is taken for: a check's name and the ways to look, deepest first.
+
+    The last way fails only on a server that is bad.  *certificate*: TLS from the first byte, so
+    there is a certificate to watch.
+    """
+
+    name: str
+    ways: tuple[Way, ...]
+    certificate: bool = False
+
+
+UNVERIFIED = (
+    "clients verify the certificate: without verify: false, and with its name: NAME, so does this"
+)
+
+
+def _lines(port: int, expect: str, *then: Options, comment: str = "") -> tuple[Way, ...]:
+    """Look by lines of text."""
+    options: dict[str, object] = {"type": "banner", "port": port}
+    options |= {"expect": expect} if expect else {}
+    options |= {"then": list(then)} if then else {}
+    return (Way(options, comment),)
+
+
+def _under_tls(ways: Sequence[Way]) -> tuple[Way, ...]:
+    """Look in the same ways under TLS: with the certificate verified, and without."""
+    return tuple(
+        Way({**way.options, "tls": "implicit", **more}, comment)
+        for more, comment in (({}, ""), ({"verify": False}, UNVERIFIED))
+        for way in ways
+    )
+
+
+_HEAD: tuple[Options, ...] = ({"send": "HEAD / HTTP/1.0"}, {"send": "", "expect": "HTTP/1"})
+_IMAP: Options = {"send": "a LOGOUT", "expect": "a OK", "skip": "* "}
+_POP3: Options = {"send": "QUIT", "expect": "+OK"}
+_SUBMISSION: Options = {"type": "smtp", "port": 587}
+
+GUESSES: Mapping[int, Guess] = {
+    25: Guess("smtp", (Way({"type": "smtp"}, "depth: rcpt, with mail_to:, sees more"),)),
+    80: Guess("http", _lines(80, "", *_HEAD)),
+    110: Guess("pop3", _lines(110, "+OK", _POP3)),
+    143: Guess("imap", _lines(143, "* OK", _IMAP)),
+    443: Guess("https", _under_tls(_lines(443, "", *_HEAD)), certificate=True),
+    465: Guess("smtps", _under_tls((Way({"type": "smtp", "port": 465}),)), certificate=True),
+    587: Guess(
+        "submission",
+        (
+            Way({**_SUBMISSION, "tls": "starttls"}),
+            Way({**_SUBMISSION, "tls": "starttls", "verify": False}, UNVERIFIED),
+            Way(_SUBMISSION, "tls: starttls, and login: FILE, see more"),
+        ),
+    ),
+    783: Guess("spamd", (Way({"type": "spamd"}),)),
+    993: Guess("imaps", _under_tls(_lines(993, "* OK", _IMAP)), certificate=True),
+    995: Guess("pop3s", _under_tls(_lines(995, "+OK", _POP3)), certificate=True),
+    3306: Guess(
+        "mysql",
+        (
+            Way(
+                {"type": "tcp", "port": 3306},
+                "sees no more than relayd's check tcp, and counts in max_connect_errors like it",
+            ),
+        ),
+    ),
+    3310: Guess("clamd", _lines(3310, "", {"send": "PING", "expect": "PONG"})),
+    4190: Guess("sieve", _lines(4190, '"IMPLEMENTATION"')),
+}
+PLAIN = {443: 80, 465: 25, 993: 143, 995: 110}  # what is behind a relay that ends TLS
+
+UNSEEN = "not looked at yet, which takes --probe; to be named in watch"
+
+
+class CheckGuess(Struct, frozen=True):
+    """A check to propose: the ways to look, and which is taken; *users* are the nodes looked at.
+
+    With *taken* None it is not proposed; *said* is what is to be said of it.
+    """
+
+    ways: tuple[Way, ...]
+    users: tuple[str, ...]
+    taken: int | None
+    said: str = ""
+
+
+class NodeGuess(Struct, frozen=True):
+    """A node: addresses to look at, and relayd's words for it that are none of them."""
+
+    addresses: tuple[str, ...]
+    words: tuple[str, ...] = ()
+
+
+class ServiceGuess(Struct, frozen=True):
+    """A redirect or relay and the checks that it uses."""
+
+    conf: ConfService
+    require: tuple[str, ...] = ()
+    watch: tuple[str, ...] = ()
+
+
+class Proposal(Struct, frozen=True):
+    """What to write; *owners* has the node of each of relayd's words, *notes* what is left open."""
+
+    nodes: dict[str, NodeGuess]
+    checks: dict[str, CheckGuess]
+    services: tuple[ServiceGuess, ...]
+    watch: dict[str, tuple[str, ...]]
+    owners: dict[str, str]
+    notes: tuple[str, ...]
+
+
+# What relayd.conf lets us guess
+
+
+def propose(conf: RelaydConf, names: Mapping[str, str] = {}) -> Proposal:
+    """Guess nodes, checks and roles; *names* has the host names of addresses, as hosts(5) does."""
+    notes: list[str] = []
+    kept = [service for service in conf.services if _fits(service, conf, notes)]
+    nodes, owners = _nodes(kept, {service.name for service in conf.services}, names, notes)
+    checks: dict[str, CheckGuess] = {}
+    services: list[ServiceGuess] = []
+    watch: dict[str, tuple[str, ...]] = {}
+    for service in kept:
+        found: dict[str, None] = {}
+        for port, words in _behind(service):
+            users = [owners[word] for word in words if word in owners]
+            if users:
+                found[_use(checks, guess(port, service.listens), port, users)] = None
+                if not service.tables:
+                    watch[users[0]] = (*watch.get(users[0], ()), *found)
+        if not service.tables:
+            continue
+        if len(found) == 1:
+            services.append(ServiceGuess(service, require=tuple(found)))
+        elif found:  # required, each would take out the nodes that have another port
+            services.append(ServiceGuess(service, watch=tuple(found)))
+            notes.append(f"{_called(service)}: its tables have different ports; checks are watched")
+        else:
+            notes.append(f"{_called(service)}: none of its hosts can be a node; left out")
+    watch = {node: tuple(dict.fromkeys(each)) for node, each in watch.items()}
+    return Proposal(nodes, checks, tuple(services), watch, owners, tuple(dict.fromkeys(notes)))
+
+
+def _fits(service: ConfService, conf: RelaydConf, notes: list[str]) -> bool:
+    """Tell whether hactl can do anything for a service; note what it cannot."""
+    first = next(each for each in conf.services if each.name == service.name)
+    why = ""
+    if not config_.is_name(service.name) or service.name == "all":
+        why = "hactl.yaml cannot have this name"
+    elif first is not service:
+        why = f"a {first.kind} has this name too"
+    elif service.disabled:
+        why = "relayd.conf disables it"
+    elif not service.tables and service.target is None:
+        why = "it forwards to no table"
+    elif all(listen.proto == "udp" for listen in service.listens):
+        why = "no check is known for UDP"
+    elif not service.tables:
+        notes.append(f"{_called(service)}: forwards to no table; its host is watched")
+    if why:
+        notes.append(f"{_called(service)}: {why}; left out")
+    return not why
+
+
+def _called(service: ConfService) -> str:
+    return f"{service.kind} {service.name}"
+
+
+def _behind(service: ConfService) -> Iterator[tuple[int, list[str]]]:
+    """Yield each port that a service forwards to, and relayd's words for the hosts there."""
+    if not service.tables and service.target is not None:
+        yield service.target[1], [service.target[0]]
+    for each in service.tables:
+        yield each.port, [host.name for host in each.hosts]
+
+
+def _use(checks: dict[str, CheckGuess], guess: Guess, port: int, users: Iterable[str]) -> str:
+    """Add a check, or users to one there is; return its name."""
+    limits = {"left_days": {"warn": 14, "fail": 1, "low": True}}
+    watched = Way({"type": "tls", "port": port, "interval": "1h", "limits": limits})
+    wanted = [(guess.name, CheckGuess(guess.ways, (), len(guess.ways) - 1))]
+    if guess.certificate:
+        wanted.append((_certificate(guess.name), CheckGuess((watched,), (), None, UNSEEN)))
+    for name, fresh in wanted:
+        known = checks.get(name, fresh)
+        checks[name] = replace(known, users=tuple(dict.fromkeys((*known.users, *users))))
+    return guess.name
+
+
+def _certificate(name: str) -> str:
+    """Return the name of the check that watches the certificate beside the check *name*."""
+    return f"{name}-cert"
+
+
+def guess(port: int, listens: Sequence[Listen] = ()) -> Guess:
+    """Guess by the port itself, else by the one relayd listens on; else connect, and no more."""
+    if port in GUESSES:
+        return GUESSES[port]
+    known = {PLAIN.get(each.port, each.port) if each.tls else each.port for each in listens}
+    if len(known) == 1 and (alike := GUESSES.get(known.pop())) is not None:
+        ways = tuple(Way({**options, "port": port}, say) for options, say in alike.ways)
+        return alike._replace(name=f"{alike.name}-{port}", ways=ways)
+    comment = "sees no more than relayd's own check tcp; type banner might"
+    return Guess(f"tcp-{port}", (Way({"type": "tcp", "port": port}, comment),))
+
+
+def _nodes(
+    services: Sequence[ConfService],
+    taken: set[str],
+    names: Mapping[str, str],
+    notes: list[str],
+) -> tuple[dict[str, NodeGuess], dict[str, str]]:
+    """Make a node of all words that mean the same host; return the nodes, and each word's."""
+    words: list[str] = []
+    alone: dict[str, list[str]] = {}  # tables that have only this host, main tables first
+    for each in _placed(services):
+        words += [host.name for host in each.hosts]
+        if len(each.hosts) == 1:
+            alone.setdefault(each.hosts[0].name, []).append(each.name)
+    words += [s.target[0] for s in services if s.target is not None and not s.tables]
+    groups: dict[str, list[str]] = {}
+    for word in dict.fromkeys(words):
+        if config_.is_address(word):
+            same = _canonical(word)
+            groups.setdefault(names.get(same, same), []).append(word)
+        else:
+            notes.append(f"host {word}: no address and no host name, so no node")
+    nodes: dict[str, NodeGuess] = {}
+    owners: dict[str, str] = {}
+    for same, mine in groups.items():
+        tables = [name for word in mine for name in alone.get(word, ())]
+        node = next(
+            name
+            for name in _named(same, mine, tables)
+            if config_.is_name(name)
+            and name not in taken
+            and (name in mine or name not in words)  # it would mean another host
+        )
+        taken.add(node)
+        first = {_canonical(word): word for word in reversed(mine)}
+        addresses = tuple(word for word in mine if first[_canonical(word)] == word)
+        nodes[node] = NodeGuess(addresses, tuple(word for word in mine if word not in addresses))
+        owners.update(dict.fromkeys(mine, node))
+    return nodes, owners
+
+
+def _placed(services: Sequence[ConfService]) -> Iterator[ConfTable]:
+    """Yield every table, all main tables first."""
+    for position in range(max((len(service.tables) for service in services), default=0)):
+        yield from (s.tables[position] for s in services if position < len(s.tables))
+
+
+def _named(same: str, words: Sequence[str], tables: Sequence[str]) -> Iterator[str]:
+    """Yield what a node might be called, the best first."""
+    yield from (word for word in (*words, same) if not _is_ip(word))
+    yield from tables
+    yield from words
+    yield from (f"node{number}" for number in count(1))
+
+
+def _is_ip(word: str) -> bool:
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(word))
+    return False
+
+
+def _canonical(word: str) -> str:
+    return str(ipaddress.ip_address(word)) if _is_ip(word) else word.lower()
+
+
+def host_names(text: str) -> dict[str, str]:
+    """Read hosts(5): the first name of each address."""
+    names: dict[str, str] = {}
+    for line in text.splitlines():
+        address, *rest = line.partition("#")[0].split() or [""]
+        if rest and _is_ip(address):
+            names.setdefault(_canonical(address), rest[0].lower())
+    return names
+
+
+# What is written
+
+HEAD = """\
+# hactl.yaml, made by hactl init from {conf}.
+# hactl.yaml(5) explains every key, `hactld -n` checks this file.
+
+# With observe hactl decides and shows, and touches nothing; with relayctl it acts.
+mode: observe
+"""
+ABOUT = {
+    "nodes": "The mail servers: names of your own choice, and addresses that relayd knows.",
+    "checks": "How to look at them; what a port is for was guessed.",
+    "services": "relayd's redirects and relays.  A check in require takes a member out when it is\n"
+    "# down, one in prefer does so if a better member serves, one in watch alerts only.",
+    "watch": "Nodes that are in no table: alerts only.",
+}
+
+
+def text(proposal: Proposal, conf: RelaydConf, path: Path) -> str:
+    """Write the file; *path* is relayd.conf's."""
+    relayd = {} if path == CONF else {"conf": str(path)}
+    if conf.socket is not None:
+        relayd["socket"] = conf.socket
+    parts = [HEAD.format(conf=_comment(str(path)))]
+    parts += _section("nodes", (_node_line(name, n) for name, n in proposal.nodes.items()))
+    parts += _section("checks", (_check_line(name, c) for name, c in proposal.checks.items()))
+    parts += _section("services", (_service_line(each, proposal) for each in proposal.services))
+    watch = _watched(proposal)
+    if watch:
+        parts += _section("watch", (f"  {_word(n)}: {_flow(each)}" for n, each in watch.items()))
+    if relayd:
+        parts.append(f"\nrelayd: {_flow(relayd)}\n")
+    if proposal.notes:
+        parts.append("\n# What hactl init left open:\n")
+        parts += (f"# {_comment(note)}\n" for note in proposal.notes)
+    return "".join(parts)
+
+
+def _section(key: str, entries: Iterable[str]) -> Iterator[str]:
+    lines = [f"{entry}\n" for entry in entries]
+    bare = all(part.startswith("  #") for line in lines for part in line.splitlines())
+    yield f"\n# {ABOUT[key]}\n{key}:{' {}' if bare else ''}\n"
+    yield from lines
+
+
+def _node_line(name: str, node: NodeGuess) -> str:
+    if len(node.addresses) == 1 and not node.words:
+        return f"  {_word(name)}: {_word(node.addresses[0])}"
+    keys: dict[str, object] = {"address": node.addresses}
+    if node.words:
+        keys["relayd"] = node.words
+    return f"  {_word(name)}: {_flow(keys)}"
+
+
+def _check_line(name: str, check: CheckGuess) -> str:
+    options, comment = check.ways[-1 if check.taken is None else check.taken]
+    line = f"{_word(name)}: {_flow(options)}"
+    if check.taken is None:
+        return f"  # {line}\n  #   {_comment(check.said)}"
+    about = "; ".join(filter(None, (check.said, comment)))
+    return f"  # {_comment(about)}\n  {line}" if about else f"  {line}"
+
+
+def _service_line(service: ServiceGuess, proposal: Proposal) -> str:
+    conf, roles = service.conf, _roles(service, proposal)
+    where = ", ".join(f"{each.address} port {each.port}" for each in conf.listens)
+    about = f"{conf.kind} on {where}, to {', then '.join(each.shown for each in conf.tables)}"
+    line = f"{_word(conf.name)}: {_flow(roles or {'require': service.require or service.watch})}"
+    return f"  # {_comment(about)}\n  {'' if roles else '# '}{line}"
+
+
+def _roles(service: ServiceGuess, proposal: Proposal) -> dict[str, list[str]]:
+    """Return the checks that are proposed by their role, and certificates to watch."""
+    named = (*service.require, *service.watch)
+    wanted = {"require": service.require, "watch": (*service.watch, *map(_certificate, named))}
+    found = {role: _taken(names, proposal) for role, names in wanted.items()}
+    return {role: names for role, names in found.items() if names}
+
+
+def _watched(proposal: Proposal) -> dict[str, list[str]]:
+    found = {node: _taken(names, proposal) for node, names in proposal.watch.items()}
+    return {node: names for node, names in found.items() if names}
+
+
+def _taken(names: Iterable[str], proposal: Proposal) -> list[str]:
+    checks = proposal.checks
+    return [name for name in names if name in checks and checks[name].taken is not None]
+
+
+_BARE = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./-]*")
+
+
+def _word(text: str) -> str:
+    """Write a text so that YAML reads it as that text."""
+    if _BARE.fullmatch(text) and yaml.safe_load(text) == text:
+        return text
+    return json.dumps(text)
+
+
+def _flow(value: object) -> str:
+    """Write a value on one line."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case str():
+            return _word(value)
+        case Mapping():
+            return "{" + ", ".join(f"{_word(key)}: {_flow(value[key])}" for key in value) + "}"
+        case Sequence():
+            return "[" + ", ".join(map(_flow, value)) + "]"
+    raise TypeError(value)
+
+
+def _comment(text: str) -> str:
+    """Make a stranger's words fit for a comment."""
+    return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in text)
+
+
+# What people see
+
+
+def page(proposal: Proposal) -> Iterator[str]:
+    """Yield what was found, a line for each host, then what is left open."""
+    rows = []
+    for service in proposal.services:
+        roles = _roles(service, proposal).items()
+        checks = ", ".join(f"{role} {name}" for role, names in roles for name in names) or "none"
+        for position, each in enumerate(service.conf.tables):
+            backup = position > 0 and service.conf.kind is Kind.REDIRECT
+            name = f"{each.shown}, backup" if backup else each.shown
+            for host in each.hosts:
+                node = proposal.owners.get(host.name, "-")
+                rows.append((service.conf.name, name, host.name, node, checks))
+    for node, names in _watched(proposal).items():
+        address = proposal.nodes[node].addresses[0]
+        rows.append(("-", "-", address, node, f"watch {', '.join(names)}"))
+    yield from table(("SERVICE", "TABLE", "HOST", "NODE", "CHECKS"), rows)
+    missing = {name: c.said for name, c in proposal.checks.items() if c.taken is None}
+    unseen = [name for name, said in missing.items() if said == UNSEEN]
+    notes = [f"check {name}: {said}" for name, said in missing.items() if said != UNSEEN]
+    notes += [f"certificates are not watched yet: {', '.join(unseen)}"] if unseen else []
+    if notes or proposal.notes:
+        yield ""
+    yield from (f"! {safe(note)}" for note in (*notes, *proposal.notes))
+
+
+# Looking
+
+WORKS = (Verdict.OK, Verdict.WARN)
+
+
+class Look(NamedTuple):
+    """What a look at a node by one way of a check found."""
+
+    check: str
+    way: int
+    node: str
+    verdict: Verdict
+    reason: str
+
+
+async def look(proposal: Proposal) -> list[Look]:
+    """Look at every address of every node in every way, as hactld would."""
+    from hactl.daemon.runner import Runner
+
+    runner = Runner(lambda now: [], lambda checked: None)
+    plans = {
+        f"{name}/{number}": (name, number, made)
+        for name, check in proposal.checks.items()
+        for number, way in enumerate(check.ways)
+        if (made := _made(way)) is not None
+    }
+    runner.configure({key: made for key, (_, _, made) in plans.items()})
+    loop = asyncio.get_running_loop()
+    waiting: list[tuple[str, int, str, asyncio.Future[Checked]]] = []
+    try:
+        nodes = proposal.nodes
+        await runner.resolve({a for n in nodes.values() for a in n.addresses if not _is_ip(a)})
+        for key, (name, number, _) in plans.items():
+            for node in proposal.checks[name].users:
+                for address in nodes[node].addresses:
+                    ended: asyncio.Future[Checked] = loop.create_future()
+                    runner.look(Probe(node, key, address), ended.set_result)
+                    where = node if len(nodes[node].addresses) == 1 else f"{node} at {address}"
+                    waiting.append((name, number, where, ended))
+        return [
+            Look(name, number, where, checked.result.verdict, checked.result.reason)
+            for name, number, where, ended in waiting
+            for checked in [await ended]
+        ]
+    finally:
+        runner.stop()
+
+
+def _made(way: Way) -> config_.Check | None:
+    """Make the check of a way; None if it cannot be made here, as for want of a library."""
+    options = {"interval": "1h", **way.options}  # so that no timeout is too long for it
+    try:
+        made = config_.parse(f"mode: observe\nchecks: {_flow({'it': options})}", "a guess")
+    except ConfigError:
+        return None
+    return made.checks["it"]
+
+
+def settle(proposal: Proposal, looks: Sequence[Look]) -> Proposal:
+    """Take of each check the deepest way that works on the most nodes; say where it does not."""
+    checks = {}
+    for name, check in proposal.checks.items():
+        mine = [each for each in looks if each.check == name]
+        works = [
+            sum(each.way == way and each.verdict in WORKS for each in mine)
+            for way in range(len(check.ways))
+        ]
+        taken = works.index(max(works)) if any(works) else None
+        last = len(check.ways) - 1 if taken is None else taken
+        fails = [each for each in mine if each.way == last and each.verdict not in WORKS]
+        said = [f"not now on {each.node}: {each.reason}" for each in fails[:SHOWN]]
+        if len(fails) > SHOWN:
+            said.append(f"nor on {len(fails) - SHOWN} more")
+        elif taken and not fails:
+            said = [each.reason for each in mine if each.way == taken - 1][:1]
+        checks[name] = replace(check, taken=taken, said="; ".join(said))
+    return replace(proposal, checks=checks)
+
+
+# The command
+
+
+def run(path: Path, output: str, *, probe: bool, say: Callable[..., object]) -> int:
+    """Do what `hactl init` is asked for and return its exit code; *say* is click.echo."""
+    to = None if output == "-" else Path(output).absolute()
+    if to is not None and os.path.lexists(to):
+        hint = "it is never overwritten; -o FILE writes another, -o - prints it"
+        say(f"hactl: {safe(str(to))} exists: {hint}", err=True)
+        return 1
+    path = path.absolute()
+    try:
+        conf = read(path)
+    except ConfError as error:
+        for problem in error.problems:
+            say(f"hactl: {safe(problem)}", err=True)
+        return 1
+    proposal = propose(conf, host_names(_hosts_text()))
+    if probe:
+        proposal = settle(proposal, asyncio.run(look(proposal)))
+    written = text(proposal, conf, path)
+    try:
+        config_.parse(written, str(to or "hactl.yaml"))
+        if to is not None:
+            _write(to, written)
+    except (ConfigError, OSError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        for line in why.splitlines():
+            say(f"hactl: {safe(str(to or '-'))}: {safe(line)}", err=True)
+        return 1
+    say("\n".join(page(proposal)), err=to is None)
+    if to is None:
+        say(written, nl=False)
+        return 0
+    file = "" if str(to) == DEFAULT else f" -f {to}"
+    say(f"\nwrote {safe(str(to))} with mode observe: hactld will look and show, and touch nothing.")
+    say(f"Next: hactld -d{file}; and in another window hactl status.")
+    return 0
+
+
+def _hosts_text() -> str:
+    with suppress(OSError), HOSTS.open("rb") as file:
+        return file.read(HOSTS_LIMIT).decode(errors="replace")
+    return ""
+
+
+def _write(path: Path, text: str) -> None:
+    """Make a new file that hactld can read.  Raise OSError, and leave no part of it behind."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+    try:
+        with os.fdopen(file, "w", encoding="ascii") as stream:
+            stream.write(text)
+        if os.geteuid() == 0:
+            with suppress(LookupError):
+                shutil.chown(path, group=GROUP)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
