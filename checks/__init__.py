@@ -41,10 +41,35 @@ HANDSHAKE = Timing(interval=30.0, timeout=5.0, fast=1.0)
 
 
 class Target(NamedTuple):
-    """Who is looked at: a node's name, and the address that the look goes to."""
+    """Who is looked at: a node's name, and the address that the look goes to.
+
+    *at*: when the look begins, in seconds since the epoch.  *memory*: what earlier looks at this
+    target by this check have noted, empty after each load of the configuration; None: nothing is
+    remembered.
+    """
 
     node: str = ""
     address: str = ""
+    at: float = 0.0
+    memory: dict[str, float] | None = None
+
+    def note(self, **facts: float) -> None:
+        """Leave *facts* to later looks."""
+        if self.memory is not None:
+            self.memory.update(facts)
+
+    def noted(self, fact: str) -> float | None:
+        """Return what an earlier look has left, None if none did."""
+        return None if self.memory is None else self.memory.get(fact)
+
+    def since(self, event: str) -> float:
+        """Return the seconds since a time that was noted; infinity if it was not, or is to come."""
+        then = self.noted(event)
+        return float("inf") if then is None or then > self.at else self.at - then
+
+    def due(self, event: str, every: float) -> bool:
+        """Tell whether it is time again for *event*; never if *every* is 0 or nothing is remembered."""
+        return self.memory is not None and every > 0 and self.since(event) >= every
 
 
 NOBODY = Target()
@@ -74,6 +99,10 @@ class Spoken(Option, frozen=True, kw_only=True):
     port: int
 
     timing: ClassVar[Timing] = DIALOGUE
+
+    def where(self, address: str) -> tuple[str, int]:
+        """Return what to connect to at *address*: it and a port, or the path of a Unix socket."""
+        return address, self.port
 
     def talk(self, target: Target = NOBODY) -> Dialogue:
         """Return a new conversation with *target* (see `checks._wire`)."""

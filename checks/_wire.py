@@ -35,6 +35,9 @@ THEIRS = frozenset(
     {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.EHOSTUNREACH, errno.ETIMEDOUT}
 )
 
+# A Unix socket's refusals: there is none, or its backlog is full.
+_NOBODY = frozenset({errno.ENOENT, errno.EAGAIN})
+
 
 class Say(NamedTuple):
     """Send *data*, then read until *complete* returns the length of the whole answer (0: not yet).
@@ -131,8 +134,13 @@ def blame(error: OSError) -> Verdict:
 @lru_cache(4096)
 def endpoint(
     address: str, port: int
-) -> tuple[int, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]:
-    """Return family and socket address of a literal.  Raise OSError for a name: no DNS in here."""
+) -> tuple[int, str | tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]:
+    """Return family and socket address of a literal.  Raise OSError for a name: no DNS in here.
+
+    A path is a Unix socket's, whatever *port* says.
+    """
+    if address.startswith("/"):
+        return socket.AF_UNIX, address
     flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=flags)
     return found[0][0], found[0][4]
@@ -320,6 +328,8 @@ class Conversation:
         self._sock = sock = wire.make_socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._fd = sock.fileno()
         problem = sock.connect_ex(where)
+        if family == socket.AF_UNIX and problem in _NOBODY:
+            problem = errno.ECONNREFUSED
         if problem and problem != errno.EINPROGRESS:
             raise OSError(problem, os.strerror(problem))
         if self._end is not None or self._hello is not None or self._say.data:

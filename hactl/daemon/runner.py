@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -45,6 +46,7 @@ class Runner:
         self._wire = Wire(self._loop, cap=cap, excuse=self._excuse)
         self._tasks = Tasks(self._loop, cap=crew, excuse=self._excuse)
         self._checks: Mapping[str, Check] = {}
+        self._memories: dict[Probe, dict[str, float]] = {}
         self._addresses: dict[str, str] = {}
         self._slot = self._next_slot()
         self._lagged = float("-inf")
@@ -55,6 +57,7 @@ class Runner:
     def configure(self, checks: Mapping[str, Check]) -> None:
         """Run these checks from now on; tripwires are strung anew where they are wanted."""
         self._checks = checks
+        self._memories.clear()
         for tripwire in self._strung.values():
             tripwire.cancel()
         self._strung.clear()
@@ -79,10 +82,11 @@ class Runner:
         def finished(result: Result, began: float, ended: float) -> None:
             done(Checked(probe, began, ended, result))
 
-        option, target = check.option, Target(probe.node, address)
+        memory = self._memories.setdefault(probe, {})
+        option, target = check.option, Target(probe.node, address, time.time(), memory)
         if isinstance(option, Spoken):
             talk = option.talk(target)
-            return self._wire.start(address, option.port, talk, check.timeout, finished)
+            return self._wire.start(*option.where(address), talk, check.timeout, finished)
         assert isinstance(option, Probed)
         coroutine = partial(option.probe, target)
         return self._tasks.start(probe, coroutine, check.timeout, finished)
@@ -134,9 +138,8 @@ class Runner:
             and probe not in self._strung
         ):
             address = self._addresses.get(probe.address, probe.address)
-            port = check.option.port
             self._strung[probe] = self._wire.string(
-                address, port, lambda made: self._snapped(probe, made)
+                *check.option.where(address), lambda made: self._snapped(probe, made)
             )
         self._feed(checked)
 

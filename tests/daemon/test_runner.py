@@ -142,3 +142,32 @@ def test_a_coroutine_is_run_beside_the_dialogues_and_has_its_deadline() -> None:
         assert 0.15 <= slow.ended - slow.started < 5
 
     asyncio.run(scene())
+
+
+class Counting(Probed, frozen=True, kw_only=True, tag="counting"):
+    """A coroutine that counts its looks in what they leave each other."""
+
+    async def probe(self, target: Target, step: Step) -> Result:
+        target.note(looks=(target.noted("looks") or 0) + 1)
+        return ok(f"{target.node} {target.noted('looks'):g}")
+
+
+def test_looks_of_a_probe_remember_until_the_configuration_is_loaded_again() -> None:
+    async def scene() -> None:
+        seen = Seen()
+        runner = Runner(lambda now: [], seen.put_nowait)
+        checks = {"c": Check(Counting(), *(Duration(5), Duration(5), Duration(0), Duration(0)))}
+
+        async def look(node: str) -> str:
+            runner.look(Probe(node, "c", "127.0.0.1"), seen.put_nowait)
+            return (await asyncio.wait_for(seen.get(), 5)).result.reason
+
+        runner.configure(checks)
+        try:
+            assert [await look(n) for n in ("a", "a", "b")] == ["a 1", "a 2", "b 1"]
+            runner.configure(checks)
+            assert await look("a") == "a 1"
+        finally:
+            runner.stop()
+
+    asyncio.run(scene())
