@@ -13,15 +13,12 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Generator, Iterable
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from checks import LOGIN, NOBODY, Spoken, Target, Timing, _login, _tls
-from checks._login import Login
-from checks._tls import Policy
+from checks import NOBODY, Target, _login
+from checks._login import Account, Login
 from checks._wire import Dialogue, Say, StartTLS, nothing, quote, reply
 from hactl.core.model import Result, fail, ok
-from hactl.core.units import Secret
 
 # What would end a command or an argument early and let an option say more than it should.
 _UNSAFE = re.compile(r"[^!-~]|[<>]")
@@ -29,36 +26,21 @@ _UNSAFE = re.compile(r"[^!-~]|[<>]")
 _Turns = Generator[Say | StartTLS, bytes, Result | None]  # part of a dialogue; None: so far so good
 
 
-class Smtp(Spoken, frozen=True, kw_only=True, tag="smtp"):
-    """Options.
+class Envelope(Account, frozen=True, kw_only=True):
+    """What SMTP and LMTP have in common.
 
     *depth*: the last step.  *greeting*: the reply codes of the greeting that count as alive.
     *helo*: our name.  *mail_from*: the sender, by default the empty one.  *mail_to*: a recipient
-    that the server accepts.  *tls*: by command, or from the first byte.  *verify*: believe only a
-    certificate for *name*, by default the node's, of the authorities in *ca*, by default the
-    system's.  *login*: a file with user and password on two lines.
+    that the server accepts.
     """
 
-    port: int = 25
-    depth: Literal["greeting", "ehlo", "mail", "rcpt"] = "ehlo"
+    depth: str
     greeting: tuple[int, ...] = (220,)
     helo: str = "hactl.invalid"
     mail_from: str = ""
     mail_to: str = ""
-    tls: Literal["off", "starttls", "implicit"] = "off"
-    verify: bool = True
-    name: str = ""
-    ca: Path | None = None
-    login: Secret | None = None
 
-    @property
-    def policy(self) -> Policy:
-        """Return whom we believe."""
-        return Policy(verify=self.verify, ca=self.ca)
-
-    def times(self) -> Timing:
-        """Give a login more time: servers that know of guessing answer late."""
-        return self.timing if self.login is None else LOGIN
+    hello: ClassVar[str]  # how the server is addressed
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """Yield what would break a command, and depth rcpt without a recipient."""
@@ -76,12 +58,7 @@ class Smtp(Spoken, frozen=True, kw_only=True, tag="smtp"):
                 yield "greeting", f"expected reply codes from 200 to 599 (got {code})"
         if self.depth == "greeting" and (self.tls == "starttls" or self.login is not None):
             yield "depth", "depth greeting ends before STARTTLS and login"
-        if self.tls != "off":
-            yield from _tls.problems(self.policy, self.name)
-        if self.login is not None:
-            if self.tls == "off":
-                yield "login", "a password needs TLS: say tls: starttls or tls: implicit"
-            yield from _login.problems(self.login)
+        yield from super().problems()
 
     def talk(self, target: Target = NOBODY) -> Dialogue:
         """Look, then take leave.
@@ -104,7 +81,7 @@ class Smtp(Spoken, frozen=True, kw_only=True, tag="smtp"):
         trouble = yield from self.introduce(target)
         if trouble is not None:
             return trouble
-        if self.depth == "ehlo":
+        if self.depth == self.hello.lower():
             return result
         answer = yield Say(f"MAIL FROM:<{self.mail_from}>\r\n".encode(), reply, "mail")
         if answer[:1] != b"2":
@@ -114,18 +91,14 @@ class Smtp(Spoken, frozen=True, kw_only=True, tag="smtp"):
         answer = yield Say(f"RCPT TO:<{self.mail_to}>\r\n".encode(), reply, "rcpt")
         return result if answer[:1] == b"2" else refused("RCPT", answer)
 
-    def secure(self, target: Target) -> StartTLS:
-        """Return the turn from which on we speak under TLS."""
-        name = self.name or (target.node if self.verify else None)
-        return StartTLS(_tls.get(self.policy), name, lambda: self.talk(target))
-
     def introduce(self, target: Target) -> _Turns:
         """Say who we are, under TLS once more (RFC 3207, 4.2), and log in."""
-        hello = yield Say(f"EHLO {self.helo}\r\n".encode(), reply, "ehlo")
-        if hello[:1] == b"5":  # RFC 5321, 3.2: a server may know HELO only
+        verb, step = self.hello, self.hello.lower()
+        hello = yield Say(f"{verb} {self.helo}\r\n".encode(), reply, step)
+        if hello[:1] == b"5" and verb == "EHLO":  # RFC 5321, 3.2: a server may know HELO only
             hello = yield Say(f"HELO {self.helo}\r\n".encode(), reply, "helo")
         if hello[:1] != b"2":
-            return refused("EHLO", hello)
+            return refused(verb, hello)
         if self.tls == "starttls":
             if "STARTTLS" not in offers(hello):
                 return fail("offers no STARTTLS")
@@ -133,31 +106,41 @@ class Smtp(Spoken, frozen=True, kw_only=True, tag="smtp"):
             if answer[:3] != b"220":
                 return refused("STARTTLS", answer)
             yield self.secure(target)
-            hello = yield Say(f"EHLO {self.helo}\r\n".encode(), reply, "ehlo_tls")
+            hello = yield Say(f"{verb} {self.helo}\r\n".encode(), reply, f"{step}_tls")
             if hello[:1] != b"2":
-                return refused("EHLO", hello)
+                return refused(verb, hello)
         if self.login is None:
             return None
-        return (yield from log_in(_login.get(self.login), offers(hello).get("AUTH", "")))
+        login, mechanisms = _login.get(self.login), offers(hello).get("AUTH", "")
+        return _login.rest(target) or (yield from log_in(target, login, mechanisms))
 
     def judge_greeting(self, greeting: bytes) -> Result:
         """Judge the code; 5yz means that this server does not want us, sick or not."""
         if int(greeting[:3]) in self.greeting:
             return ok(quote(greeting.split(b"\n", 1)[0][4:], 60) or "greets")
         if greeting[:1] == b"5":
-            return fail(f"refuses us ({shown(greeting)})")
+            return fail(f"refuses us ({quote(shown(greeting))})")
         return refused("greeting", greeting)
+
+
+class Smtp(Envelope, frozen=True, kw_only=True, tag="smtp"):
+    """Options: those of `Envelope` and `checks._login.Account`."""
+
+    port: int = 25
+    depth: Literal["greeting", "ehlo", "mail", "rcpt"] = "ehlo"
+
+    hello: ClassVar[str] = "EHLO"
 
 
 def refused(step: str, answer: bytes) -> Result:
     """Return the failure of *step* with the code and text of *answer*."""
-    return fail(f"{step} {shown(answer)}")
+    return fail(f"{step} {quote(shown(answer))}")
 
 
-def shown(answer: bytes) -> str:
+def shown(answer: bytes) -> bytes:
     """Return code and text of the first line of *answer*."""
     first = answer.split(b"\n", 1)[0]
-    return quote(first[:3] + b" " + first[4:]).rstrip()
+    return (first[:3] + b" " + first[4:]).rstrip()
 
 
 def offers(hello: bytes) -> dict[str, str]:
@@ -167,26 +150,22 @@ def offers(hello: bytes) -> dict[str, str]:
     return {keyword: rest for keyword, _, rest in pairs}
 
 
-def log_in(login: Login, mechanisms: str) -> _Turns:
+def log_in(target: Target, login: Login, mechanisms: str) -> _Turns:
     """Log in by PLAIN (RFC 4616) or LOGIN, whichever is among *mechanisms*."""
-    user, password = b64encode(login.user), b64encode(login.password)
-    secrets = [login.password, password]
+    answers = _login.hushed(reply)
     if "PLAIN" in mechanisms.split():
-        both = b64encode(b"\0" + login.user + b"\0" + login.password)
-        secrets.append(both)
-        answer = yield Say(b"AUTH PLAIN " + both + b"\r\n", reply, "auth")
+        answer = yield Say(b"AUTH PLAIN " + login.plain + b"\r\n", answers, "auth")
     elif "LOGIN" in mechanisms.split():
         answer = yield Say(b"AUTH LOGIN\r\n", reply, "auth")
         if answer[:3] == b"334":
-            answer = yield Say(user + b"\r\n", reply, "auth_user")
+            answer = yield Say(b64encode(login.user) + b"\r\n", answers, "auth_user")
         if answer[:3] == b"334":
-            answer = yield Say(password + b"\r\n", reply, "auth_password")
+            answer = yield Say(b64encode(login.password) + b"\r\n", answers, "auth_password")
     else:
         return fail(f"offers no AUTH PLAIN or LOGIN ({quote(mechanisms.encode(), 40) or 'none'})")
     if answer[:3] == b"235":
+        _login.accepted(target)
         return None
-    if any(secret in answer for secret in secrets):  # some repeat what they did not like
-        answer = answer[:3]
-    return (
-        fail(f"login refused ({shown(answer)})") if answer[:1] == b"5" else refused("AUTH", answer)
-    )
+    if answer[:1] == b"5":
+        return _login.refused(target, login, shown(answer), answer[:3])
+    return _login.failed("AUTH", login, shown(answer), answer[:3])

@@ -2,7 +2,10 @@
 
 PONG only says that a child is alive and free; whether rules, and the lookups behind them, still end
 in time shows in a scan.  Its time is the measure `scan_seconds` (the driver makes one of each step).
+A spamd without rules scans as well, and lets everything pass: now and then the message is GTUBE,
+which every set of rules knows.
 Source: spamd's protocol 1.5; the answer to PING is one line without a blank line after it.
+https://spamassassin.apache.org/gtube/
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import ClassVar
 from checks import NOBODY, SCAN, Spoken, Target, Timing
 from checks._wire import Dialogue, Say, line, quote, until_eof
 from hactl.core.model import Result, fail, ok
+from hactl.core.units import Duration
 
 # With headers enough not to score as spam, which would fill the node's log; without a date, as a
 # fixed one soon lies in the past.
@@ -24,6 +28,8 @@ Subject: hactl\r
 \r
 A short and harmless message.\r
 """
+# In two parts, lest this file is taken for spam.
+GTUBE = HAM + b"XJS*C4JDBQADN1.NSBN3*2IDNEN*" + b"GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X\r\n"
 
 # Those of sysexits.h, and spamd's own 79.
 CODES = {
@@ -34,14 +40,22 @@ CODES = {
 }  # fmt: skip
 
 _STATUS = re.compile(rb"SPAMD/[0-9]+\.[0-9]+ ([0-9]{1,3}) (.*?)\r?\n", re.DOTALL)
-_SPAM = re.compile(rb"^Spam: *(?:True|False|Yes|No) *; *(\S+ */ *\S+) *\r?$", re.MULTILINE)
+_SPAM = re.compile(
+    rb"^Spam: *(True|False|Yes|No) *; *(-?[0-9]+(?:\.[0-9]+)?) */ *(-?[0-9]+(?:\.[0-9]+)?) *\r?$",
+    re.MULTILINE,
+)
 
 
 class Spamd(Spoken, frozen=True, kw_only=True, tag="spamd"):
-    """Options.  *scan*: scan a message; without it only PING is asked."""
+    """Options.
+
+    *scan*: scan a message; without it only PING is asked.  *gtube*: how often that message is GTUBE;
+    0: never.
+    """
 
     port: int = 783
     scan: bool = True
+    gtube: Duration = Duration(600)
 
     timing: ClassVar[Timing] = SCAN
 
@@ -50,9 +64,18 @@ class Spamd(Spoken, frozen=True, kw_only=True, tag="spamd"):
         if not self.scan:
             pong = yield Say(b"PING SPAMC/1.5\r\n\r\n", line, "ping")
             return judge_pong(pong)
-        head = f"CHECK SPAMC/1.5\r\nContent-length: {len(HAM)}\r\n\r\n".encode()
-        answer = yield Say(head + HAM, until_eof, "scan", close=True)
-        return judge_scan(answer)
+        if not target.due("gtube", self.gtube):
+            return judge_scan((yield scan(HAM, "scan")))
+        result = judge_gtube((yield scan(GTUBE, "gtube")))
+        if result.verdict == "ok":  # else the next look asks again
+            target.note(gtube=target.at)
+        return result
+
+
+def scan(message: bytes, step: str) -> Say:
+    """Return the turn that has *message* scanned."""
+    head = f"CHECK SPAMC/1.5\r\nContent-length: {len(message)}\r\n\r\n".encode()
+    return Say(head + message, until_eof, step, close=True)
 
 
 def judge_pong(pong: bytes) -> Result:
@@ -73,7 +96,19 @@ def judge_scan(answer: bytes) -> Result:
     spam = _SPAM.search(answer, status.end())
     if spam is None:
         return fail("scanned, but no verdict in the answer")
-    return ok(f"scanned, score {quote(spam[1], 30)}")
+    score, bound = float(spam[2]), float(spam[3])
+    return ok(f"scanned, score {score:.1f} / {bound:.1f}", score=score)
+
+
+def judge_gtube(answer: bytes) -> Result:
+    """Judge the answer to GTUBE: it must be spam.  Its score is no measure, as nothing else has it."""
+    result = judge_scan(answer)
+    if result.verdict != "ok":
+        return result
+    spam = _SPAM.search(answer)
+    if spam is None or spam[1] not in (b"True", b"Yes"):
+        return fail(f"GTUBE is no spam ({result.reason}): are rules loaded?")
+    return ok("GTUBE is spam")
 
 
 def refused(step: str, status: re.Match[bytes]) -> Result:

@@ -353,6 +353,7 @@ class _Spamd(_Session):
         size = end + 4 + (int(length[1]) if length else 0)
         if len(heard) < size:
             return b""
+        message = bytes(heard[end:size])
         del heard[:size]
         if turned := self.turn_away():
             return turned
@@ -362,7 +363,10 @@ class _Spamd(_Session):
         if not head.startswith(b"CHECK "):
             return b"SPAMD/1.0 76 Bad header line: %s\r\n" % head.split(b"\r\n")[0]
         self.service.node.messages["spamd"] += 1
-        return b"SPAMD/1.1 0 EX_OK\r\nContent-length: 0\r\nSpam: False ; 0.5 / 5.0\r\n\r\n"
+        verdict = (
+            b"True ; 1000.0" if b"GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL" in message else b"False ; 0.5"
+        )
+        return b"SPAMD/1.1 0 EX_OK\r\nContent-length: 0\r\nSpam: %s / 5.0\r\n\r\n" % verdict
 
 
 SESSIONS: dict[str, type[_Session]] = {"smtp": _Smtp, "imap": _Imap, "spamd": _Spamd}

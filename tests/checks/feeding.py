@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from hypothesis import strategies as st
+
 from checks._wire import Dialogue, StartTLS, nothing, until_eof
 from hactl.core.model import Result, fail
 
@@ -44,3 +46,9 @@ def feed(talk: Dialogue, *chunks: bytes, tls: Iterable[bytes] = ()) -> tuple[Res
         return result, said, step
     except ValueError as error:
         return fail(str(error)), said, step
+
+
+def split(text: bytes, data: st.DataObject) -> list[bytes]:
+    """Cut *text* anywhere, as a network would."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=10)))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True) if a < b]

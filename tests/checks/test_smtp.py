@@ -13,7 +13,7 @@ from checks._login import Login
 from checks.smtp import Smtp, offers
 from hactl.core.model import Verdict
 from hactl.core.units import Secret
-from tests.checks.feeding import feed
+from tests.checks.feeding import feed, split
 
 GREETING = b"220 mx0.example.org ESMTP OpenSMTPD\r\n"
 EHLO = b"250-mx0.example.org Hello\r\n250-8BITMIME\r\n250 HELP\r\n"
@@ -192,6 +192,7 @@ def test_logs_in_by_login_where_plain_is_not_offered(login: Secret) -> None:
     [
         (AUTH, b"535 5.7.8 Authentication failed\r\n", "login refused (535 5.7.8 Authentication failed)"),
         (AUTH, b"454 4.7.0 try later\r\n", "AUTH 454 4.7.0 try later"),
+        (AUTH, b"AHByb2JlAHDDpHNzIHdvcmQ=\r\n", "not an answer to a login"),
         (AUTH, b"535 AHByb2JlAHDDpHNzIHdvcmQ=? no\r\n", "login refused (535)"),
         (AUTH, "535 p\u00e4ss word?\r\n".encode(), "login refused (535)"),
         (AUTH, b"454 cMOkc3Mgd29yZA==\r\n", "AUTH 454"),
@@ -209,6 +210,18 @@ def test_a_refused_login_says_why_and_not_the_password(
     check = Smtp(tls="implicit", verify=False, login=login)
     result, _, _ = feed(check.talk(), tls=[GREETING, offer, answer])
     assert (result.verdict, result.reason) == (Verdict.FAIL, reason)
+
+
+def test_after_a_refusal_it_does_not_log_in_for_a_while(login: Secret) -> None:
+    check, memory = Smtp(tls="implicit", verify=False, login=login), dict[str, float]()
+    for now, verdict, tried in [
+        (0.0, "fail", True),
+        (29.0, "unknown", False),
+        (30.0, "fail", True),
+    ]:
+        talk = check.talk(Target("mx0", "10.0.0.4", now, memory))
+        result, said, _ = feed(talk, tls=[GREETING, AUTH, b"535 5.7.8 no\r\n"])
+        assert (result.verdict, b"AUTH PLAIN" in said) == (verdict, tried)
 
 
 def test_a_login_takes_longer_than_a_greeting(login: Secret) -> None:
@@ -265,11 +278,6 @@ PIECES = [
     GREETING, EHLO, OK, b"421 busy\r\n", b"250-more\r\n", b"451 later\n", b"220", b" ", b"-", b"\r",
     b"\n", b"502 what\r\n", b"\x00\x1b", b"noise\r\n",
 ]  # fmt: skip
-
-
-def split(text: bytes, data: st.DataObject) -> list[bytes]:
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=10)))
-    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True) if a < b]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map(b"".join), st.data())

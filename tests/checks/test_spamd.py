@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from checks.spamd import Spamd, judge_pong, judge_scan
+from checks import Target
+from checks.spamd import Spamd, judge_gtube, judge_pong, judge_scan
 from hactl.core.model import Verdict
+from hactl.core.units import Duration
 from tests.checks.feeding import feed
 
 SCANNED = b"SPAMD/1.1 0 EX_OK\r\nSpam: False ; -1.0 / 5.0\r\n\r\n"
+SPAM = b"SPAMD/1.1 0 EX_OK\r\nSpam: True ; 999.9 / 5.0\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,41 @@ def test_asks_for_a_scan_and_waits_for_the_end() -> None:
 def test_asks_for_pong_alone_when_told_so() -> None:
     result, said, step = feed(Spamd(scan=False).talk(), b"SPAMD/1.5 0 PONG\r\n")
     assert (result.verdict, said, step) == (Verdict.OK, b"PING SPAMC/1.5\r\n\r\n", "ping")
+
+
+def test_the_score_is_a_measure() -> None:
+    assert judge_scan(SCANNED).measures == {"score": -1.0}
+    assert judge_gtube(SPAM).measures == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict", "reason"),
+    [
+        (SPAM, Verdict.OK, "GTUBE is spam"),
+        (
+            SCANNED,
+            Verdict.FAIL,
+            "GTUBE is no spam (scanned, score -1.0 / 5.0): are rules loaded?",
+        ),
+        (b"SPAMD/1.0 79 EX_TIMEOUT\r\n\r\n", Verdict.FAIL, "scan 79 EX_TIMEOUT"),
+    ],
+)
+def test_judge_gtube(answer: bytes, verdict: Verdict, reason: str) -> None:
+    result = judge_gtube(answer)
+    assert (result.verdict, result.reason) == (verdict, reason)
+
+
+def test_the_message_is_gtube_now_and_then() -> None:
+    memory: dict[str, float] = {}
+
+    def look(now: float, answer: bytes) -> tuple[Verdict, str, bool]:
+        result, said, step = feed(Spamd().talk(Target("mx0", "", now, memory)), answer)
+        return result.verdict, step, b"GTUBE-STANDARD" in said
+
+    assert look(0.0, SCANNED) == (Verdict.FAIL, "gtube", True)
+    assert look(1.0, SPAM) == (Verdict.OK, "gtube", True)
+    assert look(11.0, SCANNED) == (Verdict.OK, "scan", False)
+    assert look(600.0, SCANNED) == (Verdict.OK, "scan", False)
+    assert look(601.0, SPAM) == (Verdict.OK, "gtube", True)
+    result, _, step = feed(Spamd(gtube=Duration(0)).talk(Target(memory={})), SCANNED)
+    assert (result.verdict, step) == (Verdict.OK, "scan")

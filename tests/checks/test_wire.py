@@ -91,7 +91,7 @@ def test_a_scan_ends_with_the_connection() -> None:
 
     result = look(Spamd(), scan)
     assert summary(result) == (Verdict.OK, "scan", "scanned, score 0.5 / 5.0")
-    assert list(result.measures) == ["connect_seconds", "scan_seconds", "total_seconds"]
+    assert list(result.measures) == ["connect_seconds", "scan_seconds", "score", "total_seconds"]
 
 
 def test_what_does_not_fit_at_once_is_sent_in_parts() -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from checks import Spoken
+from checks import Spoken, Target
 from checks._wire import converse
 from checks.smtp import Smtp
 from checks.spamd import Spamd
@@ -48,6 +48,9 @@ def test_a_well_node_passes_every_check(host: str) -> None:
             for kind, check in [("smtp", SMTP), ("spamd", Spamd()), ("spamd", Spamd(scan=False))]:
                 assert (await look(node, kind, check, 5.0)).verdict is Verdict.OK
             assert node.sessions == {"smtp": 1, "imap": 0, "spamd": 2}
+            talk = Spamd().talk(Target(memory={}))  # a first look scans GTUBE
+            gtube = await converse(*node.where("spamd"), talk, 5.0)
+            assert gtube.reason == "GTUBE is spam"
 
     asyncio.run(main())
 

@@ -82,7 +82,7 @@ class Server:
         """Run *check* once."""
         if isinstance(check, Probed):
             return asyncio.run(_tasks.look(check, Target("mx0", HOST), limit))
-        return asyncio.run(converse(HOST, check.port, check.talk(), limit))
+        return asyncio.run(converse(*check.where(HOST), check.talk(Target()), limit))
 
     def await_ready(self) -> None:
         """Return as soon as the check passes."""

@@ -8,7 +8,7 @@ from msgspec import structs
 from checks.smtp import Smtp
 from checks.tls import Tls
 from hactl.core.model import Verdict
-from tests.services.conftest import Mail
+from tests.services.opensmtpd import Mail
 from tests.services.servers import speaks_tls
 from tests.services.test_opensmtpd import NAME, SHORT, summary
 

@@ -1,0 +1,132 @@
+"""clamd: ClamAV answers, its signatures are fresh, and it scans: text passes, a sample is found.
+
+One session asks for PING, STATS and VERSION, and has a few bytes scanned.  Busy threads show at any
+of these steps, as the commands wait in the same queue.  Now and then the bytes are EICAR's, which
+is no virus and by agreement taken for one; each time clamd logs it, and runs its VirusEvent.
+Source: clamd(8); https://www.eicar.org/download-anti-malware-testfile/
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+import struct
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from checks import NOBODY, SCAN, Spoken, Target, Timing
+from checks._wire import Dialogue, Say, nothing, quote
+from hactl.core.model import fail, ok
+from hactl.core.units import Duration
+
+TEXT = b"hactl: a few harmless bytes\n"
+# In two parts, lest this file is taken for it.
+SAMPLE = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}$" + b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
+
+DAY = 86400.0
+PATH_LIMIT = 100  # bytes of a Unix socket's name, on any system
+
+_QUEUE = re.compile(rb"^QUEUE: ([0-9]+) items", re.MULTILINE)
+_THREADS = re.compile(rb"^THREADS: live ([0-9]+) +idle ([0-9]+) max ([0-9]+)", re.MULTILINE)
+# ClamAV 1.4.3/27800/Sun Nov 22 08:30:11 2026; without signatures of ClamAV's only the first part
+_VERSION = re.compile(rb"ClamAV ([^/ ]+)(?:/([0-9]+)/(\w{3} \w{3} [0-9 ]\d \d\d:\d\d:\d\d \d{4}))?")
+
+
+class Clamd(Spoken, frozen=True, kw_only=True, tag="clamd"):
+    """Options.
+
+    *socket*: the path of a Unix socket on this machine, in place of address and port.  *sample*: how
+    often the bytes to scan are EICAR's; 0: never.
+    """
+
+    port: int = 3310
+    socket: Path | None = None
+    sample: Duration = Duration(600)
+
+    timing: ClassVar[Timing] = SCAN
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Yield a path that is too long for a socket."""
+        if self.socket is not None and len(bytes(self.socket)) > PATH_LIMIT:
+            yield "socket", f"expected a path of at most {PATH_LIMIT} bytes"
+
+    def where(self, address: str) -> tuple[str, int]:
+        """Return the Unix socket if there is one."""
+        return (address, self.port) if self.socket is None else (str(self.socket), 0)
+
+    def talk(self, target: Target = NOBODY) -> Dialogue:
+        """Ask for everything in one session, and end it without waiting for an answer."""
+        result = yield from self.look(target)
+        yield Say(b"zEND\0", nothing, "end")
+        return result
+
+    def look(self, target: Target) -> Dialogue:
+        """Go from PING to the scan, or to the first answer that is wrong."""
+        pong = payload((yield Say(b"zIDSESSION\0zPING\0", whole, "ping")))
+        if pong != b"PONG":
+            return fail(f"not a PONG: {quote(pong)}")
+        stats = payload((yield Say(b"zSTATS\0", whole, "stats")))
+        version = payload((yield Say(b"zVERSION\0", whole, "version")))
+        text, measures = describe(version, target.at)
+        measures |= load(stats)
+        if "queue_items" not in measures:
+            return fail(f"not STATS: {quote(stats)}")
+        if not target.due("sample", self.sample):
+            found = payload((yield Say(stream(TEXT), whole, "scan")))
+            if found != b"stream: OK":
+                return fail(f"harmless text: {quote(found)}")
+            return ok(text, **measures)
+        found = payload((yield Say(stream(SAMPLE), whole, "sample")))
+        if not found.endswith(b" FOUND"):
+            return fail(f"the EICAR sample is not found: {quote(found)}")
+        target.note(sample=target.at)  # a fail is looked at again
+        return ok(text, **measures)
+
+
+def whole(buffer: bytes) -> int:
+    """Complete at the first NUL byte, as we ask for it with a `z` before each command."""
+    return buffer.find(b"\0") + 1
+
+
+def payload(answer: bytes) -> bytes:
+    """Return *answer* without the number that a session gives it, and without the NUL."""
+    return re.sub(rb"^[0-9]+: ", b"", answer.rstrip(b"\0"))
+
+
+def stream(data: bytes) -> bytes:
+    """Return the command that has *data* scanned: chunks with their lengths, then an empty one."""
+    return b"zINSTREAM\0" + struct.pack(">I", len(data)) + data + struct.pack(">I", 0)
+
+
+def describe(version: bytes, now: float) -> tuple[str, dict[str, float]]:
+    """Return a text for people, and the age of the signatures where clamd knows it.
+
+    clamd writes their date in its own time zone and does not say which; it is taken for UTC.
+    """
+    match = _VERSION.fullmatch(version)
+    if match is None or match[3] is None:
+        return quote(version, 60), {}
+    try:
+        made = time.strptime(match[3].decode(), "%a %b %d %H:%M:%S %Y")
+    except ValueError:
+        return quote(version, 60), {}
+    age = (now - calendar.timegm(made)) / DAY
+    return f"ClamAV {quote(match[1], 20)}, signatures {match[2].decode()}", {
+        "signatures_age_days": age
+    }
+
+
+def load(stats: bytes) -> dict[str, float]:
+    """Return how many items wait, and how many threads there are and work."""
+    queue, threads = _QUEUE.search(stats), _THREADS.search(stats)
+    if queue is None or threads is None:
+        return {}
+    live, idle, most = (float(number) for number in threads.groups())
+    return {
+        "queue_items": float(queue[1]),
+        "threads": live,
+        "threads_busy": live - idle,
+        "threads_max": most,
+    }

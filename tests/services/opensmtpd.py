@@ -1,0 +1,195 @@
+"""OpenSMTPD in a mount namespace of its own, as its spool, socket and programs are compiled in."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trustme
+
+from checks.smtp import Smtp
+from hactl.core.units import Secret
+from tests.services.servers import HOST, NEWER, PATH, PATIENCE, Server, free_port, need, speaks_tls
+
+NAME = "mx0.example.org"  # whom the good certificate is for
+
+CONF = """\
+table users {{ "@example.org" = "nobody" }}
+listen on {host} port {port} hostname mx0.example.org
+action "store" mda "cat >/dev/null" virtual <users>
+match from any for domain "example.org" action "store"
+"""
+
+# STARTTLS, implicit TLS, a login, and bad certificates on ports that follow each other.
+TLS_CONF = """\
+{pki}
+table login {{ "probe" = "{hash}" }}
+listen on {host} port {starttls} tls pki good hostname mx0.example.org
+listen on {host} port {smtps} smtps pki good hostname mx0.example.org
+listen on {host} port {submission} tls-require auth <login> pki good hostname mx0.example.org
+listen on {host} port {expired} smtps pki expired hostname mx0.example.org
+listen on {host} port {other} smtps pki other hostname mx0.example.org
+action "relay" relay
+match auth from any for any action "relay"
+"""
+PKI = 'pki {name} cert "{directory}/{name}.pem"\npki {name} key "{directory}/{name}.key"\n'
+DAY = timedelta(days=1)
+
+# $0 is the directory, $1 that of other programs, $2 how many files may be open.
+START = """\
+for program in smtpd smtpctl; do
+    [ -z "$1" ] || mount --bind "$1/$program" /usr/sbin/$program || exit
+done
+for file in hosts resolv.conf; do
+    [ ! -e "$0/$file" ] || mount --bind "$0/$file" /etc/$file || exit
+done
+[ -z "$2" ] || ulimit -n "$2" || exit
+mount --bind "$0/spool" /var/spool && mount --bind "$0/mail" /var/mail &&
+mount --bind "$0/run" /run && exec /usr/sbin/smtpd -d -v -f "$0/smtpd.conf"
+"""
+
+
+def start(
+    directory: Path, conf: str, check: Smtp, programs: Path | None = None, files: int | None = None
+) -> Server:
+    """Start OpenSMTPD, the one whose *programs* these are; at most so many *files* may be open."""
+    need("smtpd", "smtpctl", "unshare", "nsenter", "mount")
+    for name in ("spool/smtpd", "mail", "run"):
+        (directory / name).mkdir(mode=0o711, parents=True)
+    path = directory / "smtpd.conf"
+    path.write_text(conf)
+    path.chmod(0o600)
+    unshare = ["unshare", "--mount", "--propagation", "private"]
+    command = ["sh", "-c", START, str(directory), str(programs or ""), str(files or "")]
+    return Server([*unshare, *command], directory, check)
+
+
+def newer() -> Path | None:
+    """Return where an OpenSMTPD whose TLS works is, None if it is the installed one."""
+    need("smtpd")
+    if speaks_tls():
+        return None
+    if not (NEWER / "smtpd").exists():
+        pytest.skip("no OpenSMTPD 7 here: run tests/services/install")
+    return NEWER
+
+
+def smtpctl(server: Server, *words: str) -> str:
+    """Run smtpctl where the server's socket is; return what it says."""
+    command = ["nsenter", "--target", str(server.process.pid), "--mount", "smtpctl", *words]
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=PATIENCE
+    ).stdout
+
+
+class Mail(NamedTuple):
+    """OpenSMTPD with TLS: its ports by what they are for, its authority, a good and a bad login."""
+
+    server: Server
+    ports: dict[str, int]
+    ca: Path
+    login: Secret
+    wrong: Secret
+
+
+def certificates(directory: Path) -> Path:
+    """Write the pairs good, expired and other into *directory*; return the file of their authority."""
+    authority, now = trustme.CA(), datetime.now(UTC)
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    for name, host, days in (
+        ("good", NAME, 42.5),
+        ("expired", NAME, -3.5),
+        ("other", "mx1.example.org", 42.5),
+    ):
+        leaf = authority.issue_cert(host, not_before=now - 90 * DAY, not_after=now + days * DAY)
+        leaf.cert_chain_pems[0].write_to_path(str(directory / f"{name}.pem"))
+        (directory / f"{name}.key").touch(0o600)
+        leaf.private_key_pem.write_to_path(str(directory / f"{name}.key"))
+    return directory / "ca.pem"
+
+
+def logins(directory: Path) -> tuple[Secret, Secret]:
+    """Write a good and a wrong login of `probe` into *directory*."""
+    found = []
+    for name in ("secret", "wrong"):
+        path = directory / name
+        path.touch(0o600)
+        path.write_text(f"probe\n{name}\n")
+        found.append(Secret(str(path)))
+    return found[0], found[1]
+
+
+def encrypted(password: str) -> str:
+    """Return *password* as smtpd keeps it."""
+    program = shutil.which("smtpctl", path=PATH) or ""
+    return subprocess.check_output([program, "encrypt", password], text=True).strip()
+
+
+def mail(directory: Path, programs: Path | None) -> Iterator[Mail]:
+    """Run OpenSMTPD with TLS."""
+    need("smtpd", "smtpctl", "unshare", "nsenter", "mount")
+    ca = certificates(directory)
+    names = ("starttls", "smtps", "submission", "expired", "other")
+    ports = {name: free_port() for name in names}
+    pki = "".join(PKI.format(name=n, directory=directory) for n in ("good", "expired", "other"))
+    conf = TLS_CONF.format(host=HOST, pki=pki, hash=encrypted("secret"), **ports)
+    server = start(directory, conf, Smtp(port=ports["starttls"]), programs)
+    yield Mail(server, ports, ca, *logins(directory))
+    server.stop()
+
+
+# A DNS server that knows nobody, or says nothing
+
+
+class Resolver:
+    """Answers on port 53 of an address of its own that there is no such name, unless *silent*."""
+
+    def __init__(self) -> None:
+        self.silent = False
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for last in range(2, 255):
+            self.address = f"127.53.0.{last}"
+            try:
+                self._sock.bind((self.address, 53))
+                break
+            except OSError:
+                continue
+        self._sock.settimeout(0.2)
+        self._ending = False
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._ending:
+            try:
+                query, client = self._sock.recvfrom(512)
+            except TimeoutError:
+                continue
+            if not self.silent:
+                end = query.index(b"\0", 12) + 5  # of the question
+                counts = b"\0\1\0\0\0\0\0\0"
+                self._sock.sendto(query[:2] + b"\x81\x83" + counts + query[12:end], client)
+
+    def stop(self) -> None:
+        """End it."""
+        self._ending = True
+        self._thread.join()
+        self._sock.close()
+
+
+@contextmanager
+def resolver() -> Iterator[Resolver]:
+    """Run a resolver until the block ends."""
+    found = Resolver()
+    try:
+        yield found
+    finally:
+        found.stop()
