@@ -209,7 +209,7 @@ _SCALARS: Mapping[object, _Scalar] = {
 
 _FAST = structs.replace(_SCALARS[Duration], read=_fast)
 
-Mode = Literal["relayctl", "observe"]
+Mode = Literal["relayctl", "hook", "observe"]
 Address = Annotated[str, _ADDRESS]
 Word = Annotated[str, _WORD]
 NodeName = Annotated[str, _Name("nodes")]
@@ -253,7 +253,8 @@ class Service(Struct, frozen=True):
     """A redirect or relay of relayd; *mode* is the file's mode unless the service has its own.
 
     *min_serving* is a weight (each member weighs 1 unless its node says otherwise) or a share of
-    it; *window* and *grace* are those of shared fate.
+    it; *window* and *grace* are those of shared fate; *stale* says what becomes of the hook's
+    verdicts when hactld stops beating.
     """
 
     mode: Mode = "observe"
@@ -268,6 +269,7 @@ class Service(Struct, frozen=True):
     failback: Literal["auto", "manual"] = "auto"
     window: Duration = Duration(10)
     grace: Duration = Duration(10)
+    stale: Literal["keep", "up"] = "keep"
     on_exit: Literal["keep", "release"] = "keep"
 
 

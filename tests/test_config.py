@@ -106,13 +106,17 @@ def test_own_keys_come_before_defaults_and_defaults_before_the_type() -> None:
 mode: observe
 defaults: {check: {interval: 30s, fall: 2}, service: {on_exit: release, mode: relayctl}}
 checks: {smtp: {type: smtp, fall: 4}}
-services: {a: {require: [smtp]}, b: {watch: [smtp], on_exit: keep, mode: observe}}
+services:
+  a: {require: [smtp]}
+  b: {watch: [smtp], on_exit: keep, mode: observe}
+  c: {require: [smtp], mode: hook, stale: up}
 """
     parsed = config.parse(text, "f")
     assert parsed.checks["smtp"] == Check(Smtp(), Duration(30), *DIALOGUE[1:], fall=4)
     assert parsed.services == {
         "a": Service(mode="relayctl", require=("smtp",), on_exit="release"),
         "b": Service(mode="observe", watch=("smtp",)),
+        "c": Service(mode="hook", require=("smtp",), on_exit="release", stale="up"),
     }
 
 
@@ -376,8 +380,8 @@ def test_contradicting_options_are_said_at_the_option() -> None:
         ("- a", ["1:1: expected a mapping (got a list)"]),
         ("mode", ['1:1: expected a mapping (got "mode")']),
         ("nodes: {}", ['1:1: missing "mode"']),
-        ("mode: relay", ['1:7: mode: expected relayctl or observe (got "relay")']),
-        ("mode:", ["1:6: mode: expected relayctl or observe (got nothing)"]),
+        ("mode: relay", ['1:7: mode: expected relayctl, hook or observe (got "relay")']),
+        ("mode:", ["1:6: mode: expected relayctl, hook or observe (got nothing)"]),
         (MODE + "---\n" + MODE, ["2:1: a second document starts here; write one"]),
         (MODE + "node: {}", ['2:1: node: unknown key; did you mean "nodes"?']),
         (MODE + "web: {}", ["2:1: web: unknown key"]),
@@ -524,7 +528,7 @@ def test_wrong_nodes(node: str, messages: list[str]) -> None:
             [
                 '37: services.x.min_serving: expected a whole number from 1 to 1000 or a share like "60%" (got 0)',
                 '49: services.x.on_exit: expected keep or release (got "kepe")',
-                "61: services.x.mode: expected relayctl or observe (got off)",
+                "61: services.x.mode: expected relayctl, hook or observe (got off)",
                 '66: services.x.perfer: unknown key; did you mean "prefer"?',
             ],
         ),
@@ -639,7 +643,7 @@ def test_a_thousand_errors_are_all_said_and_soon() -> None:
         (b"mode: \xff", ":1:7: not UTF-8 (byte 0xff)"),
         (b"# \xc3\xa4\n# \xc3\xa4 \xc3", ":2:5: not UTF-8 (byte 0xc3)"),
         (b"#" * (1 << 20) + b"\n", ": longer than 1M; this is no configuration"),
-        (b"mode: relay", ':1:7: mode: expected relayctl or observe (got "relay")'),
+        (b"mode: relay", ':1:7: mode: expected relayctl, hook or observe (got "relay")'),
     ],
 )
 def test_wrong_bytes(tmp_path: Path, data: bytes, message: str) -> None:

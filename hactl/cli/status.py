@@ -116,14 +116,11 @@ def _row(m: Any) -> tuple[str, ...]:
     if m["mark"]:  # forced; relayd's own word stays while it says something else
         state = m["mark"] + "!" if state == "disabled" else f"{state}, {m['mark']}!"
     want = m["would"] or m["want"]
-    if (
-        (m["relayd"] == "disabled") == (m["want"] == "in")
-        and m["want"] != "leave"
-        and not m["would"]
-    ):
+    off = m["relayd"] == "disabled" or (m["barred"] and m["relayd"] != "up")
+    if off == (m["want"] == "in") and m["want"] != "leave" and not m["would"]:
         want += ".."
     reason = m["reason"]
-    waits = [link["text"] for link in m["chain"] if link["rule"] in ("guard", "dwell")]
+    waits = [link["text"] for link in m["chain"] if link["rule"] in ("guard", "dwell", "hook")]
     reason = "; ".join(text for text in (reason, *waits) if text)
     return (
         m["service"],

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -47,6 +48,7 @@ from hactl.core.reconcile import Polling, reconcile
 from hactl.core.schedule import Timing
 
 CYCLE = 1.0  # seconds between two readings of relayd
+NO_VERDICTS: Mapping[str, AbstractSet[str]] = {}  # no service has the hook
 STALE = 2 * CYCLE  # an observation older than this removes nobody
 
 
@@ -82,6 +84,7 @@ class Engine:
         self.healths: dict[Probe, Health] = {}
         self.overrides: dict[str, Override] = {}
         self.owned: dict[Member, Owned] = {}
+        self.barred: dict[Member, Owned] = {}  # whom relayd's script calls down, by our word
         self.decisions: dict[Member, Decision] = {}
         self.standings: dict[Member, Standing] = {}
         self.waits: Mapping[Member, Note] = {}
@@ -262,8 +265,16 @@ class Engine:
             self._events.append(Event("blind", fields=(("reason", reason),), level="warning"))
         self.blind = reason
 
-    def observed(self, observation: Observation, now: float) -> None:
-        """Take what relayd shows; places it hides are remembered, ownership ends where undone."""
+    def observed(
+        self,
+        observation: Observation,
+        now: float,
+        verdicts: Mapping[str, AbstractSet[str]] = NO_VERDICTS,
+    ) -> None:
+        """Take what relayd shows; places it hides are remembered, ownership ends where undone.
+
+        *verdicts* has, by service, the words of the hosts that the hook says are down.
+        """
         if now > observation.at + STALE:
             self.unseen(f"relayd's answer took longer than {STALE:g}s")
         elif self.blind:
@@ -285,6 +296,12 @@ class Engine:
         self.places = places
         if changed:
             self._probe_what_is_used(now)
+        self.barred = {
+            member: self.barred.get(member, Owned(0, "check"))
+            for service, words in verdicts.items()
+            for member in places
+            if member.service == service and member.word in words
+        }
         for member, owned in list(self.owned.items()):
             place = places.get(member)
             if (
@@ -432,6 +449,9 @@ class Engine:
             if node is not None:
                 probes = tuple(self._probe(node, c, place.host.name) for c in service.require)
                 prefers = tuple(self._probe(node, c, place.host.name) for c in service.prefer)
+            owned, barred = self.owned.get(member), self.barred.get(member)
+            if owned is None and place.host.status is not HostStatus.DISABLED:
+                owned = barred
             self.standings[member] = Standing(
                 member,
                 node,
@@ -441,9 +461,10 @@ class Engine:
                 now < self._enabled_at.get(member, float("-inf")) + fresh,
                 place.fixed,
                 self._override(member.service, node),
-                self.owned.get(member),
+                owned,
                 probes,
                 prefers,
+                barred is not None,
             )
 
     def _override(self, service: str, node: str | None) -> Override | None:
@@ -568,9 +589,10 @@ class Engine:
             if decided.cause not in quiet or (before is not None and before.cause not in quiet):
                 self._say_decision(before, decided)
         self.decisions[decision.member] = decided
-        owned = self.owned.get(decision.member)
-        if owned is not None and decided.want is Want.OUT and owned.cause != decided.cause:
-            self.owned[decision.member] = replace(owned, cause=decided.cause)
+        for ours in (self.owned, self.barred):
+            owned = ours.get(decision.member)
+            if owned is not None and decided.want is Want.OUT and owned.cause != decided.cause:
+                ours[decision.member] = replace(owned, cause=decided.cause)
         return decided
 
     def _say_decision(self, before: Decision | None, after: Decision) -> None:
@@ -617,7 +639,8 @@ class Engine:
         """Note an action before its command is sent: from now on the disable is ours."""
         if action.verb is Verb.DISABLE and action.member is not None:
             cause = self.decisions[action.member].cause
-            self.owned[action.member] = Owned(action.decision, cause)
+            ours = self.barred if action.hook else self.owned
+            ours[action.member] = Owned(action.decision, cause)
 
     def acted(self, action: Action, now: float, *, done: bool, unsure: float = 0.0) -> None:
         """Note how a command ended.  *unsure*: it may still be carried out for that many seconds."""

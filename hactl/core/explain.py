@@ -56,7 +56,7 @@ class ProbeView(Struct, frozen=True):
 class MemberView(Struct, frozen=True):
     """A member as relayd shows it (*relayd*), what it should be (*want*) and the whole why.
 
-    *mark* is the forced state, if one is forced: drain, maint, pin, freeze or foreign.  *as_wanted* is false
+    *barred*: relayd's script says down, by our word.  *mark* is the forced state, if one is forced: drain, maint, pin, freeze or foreign.  *as_wanted* is false
     while something is wrong or has to wait.
     """
 
@@ -79,6 +79,7 @@ class MemberView(Struct, frozen=True):
     would: str
     as_wanted: bool
     probes: tuple[str, ...]
+    barred: bool = False
 
 
 class ServiceView(Struct, frozen=True):
@@ -155,7 +156,7 @@ def _service(engine: Engine, name: str, now: float) -> ServiceView:
     members = tuple(_members(engine, name, now))
     return ServiceView(
         name,
-        "relayctl" if plan.acts else "observe",
+        ("hook" if plan.hook else "relayctl") if plan.acts else "observe",
         shown.status if shown else "not in relayd",
         sum(
             s.weight
@@ -205,6 +206,7 @@ def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
             (healthy and passing == len(standing.probes))
             or ((forced in FORCED or cause == "exclusive") and not differs),
             tuple(f"{p.node}/{p.check}@{p.address}" for p in standing.probes),
+            standing.barred,
         )
 
 

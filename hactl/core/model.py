@@ -197,6 +197,7 @@ class ServicePlan(Struct, frozen=True):
     prefer: tuple[str, ...] = ()
     watch: tuple[str, ...] = ()
     acts: bool = True  # False: mode observe
+    hook: bool = False  # checks speak through relayd's script, operators through disable
     least: int = 1
     share: float = 0.3
     open: bool = True
@@ -286,6 +287,11 @@ class Member(NamedTuple):
     table: int
     host: str
 
+    @property
+    def word(self) -> str:
+        """What relayd.conf calls the host; the second of that name in a table is `host#2` here."""
+        return self.host.partition("#")[0]
+
     def __str__(self) -> str:
         return f"{self.service}/{self.host}"
 
@@ -341,14 +347,20 @@ class Verb(StrEnum):
 
 
 class Action(Struct, frozen=True):
-    """One relayctl command; a poll has no member and no host."""
+    """One relayctl command; a poll has no member and no host.
+
+    *hook*: no command; relayd's script is to say so, by the verdict file of the member's word.
+    """
 
     verb: Verb
     decision: int
     reason: str
     member: Member | None = None
     host: int = 0
+    hook: bool = False
 
     def words(self) -> tuple[str, ...]:
-        """Return relayctl's arguments."""
+        """Return relayctl's arguments; for the hook what tells the action from others."""
+        if self.hook and self.member is not None:
+            return ("hook", self.verb, self.member.service, self.member.word)
         return ("poll",) if self.verb is Verb.POLL else ("host", self.verb, str(self.host))

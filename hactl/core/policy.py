@@ -254,6 +254,7 @@ class Standing(Struct, frozen=True):
     *status* is None where relayd hides the host; *since* is when it began to show *status*;
     *fixed* says why nothing can be done to the host ("" if something can); *probes* has the
     required checks' probes, *prefers* those of the preferred ones, in the service's order.
+    *barred*: relayd's script says that it is down, because we said so; *owned* then tells why.
     """
 
     member: Member
@@ -267,6 +268,7 @@ class Standing(Struct, frozen=True):
     owned: Owned | None = None
     probes: tuple[Probe, ...] = ()
     prefers: tuple[Probe, ...] = ()
+    barred: bool = False
 
     @property
     def foreign(self) -> bool:
@@ -275,7 +277,8 @@ class Standing(Struct, frozen=True):
 
     @property
     def enabled(self) -> bool:
-        return self.status is not None and self.status is not HostStatus.DISABLED
+        out = self.barred or self.status is HostStatus.DISABLED
+        return self.status is not None and not out
 
 
 class View(Struct, frozen=True):
@@ -449,6 +452,8 @@ def hopeful(standing: Standing, interval: float, now: float) -> bool:
     """Tell whether the member serves, or whether relayd cannot have found out yet."""
     if standing.status is HostStatus.UP or standing.status is HostStatus.DISABLED:
         return True  # a disabled one that is wanted is about to be enabled
+    if standing.status is not None and standing.barred:
+        return True  # so is one that the hook keeps down
     if standing.status is HostStatus.UNKNOWN and now < standing.since + 2 * interval:
         return True
     return standing.status is not None and standing.fresh

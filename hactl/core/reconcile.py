@@ -3,7 +3,8 @@
 Facts that bind, all of relayd: ids hold only until its next load, so they are taken from the same
 observation as the comparison; a disable acts at once while an enabled host gets traffic one to two
 intervals later; an enable close behind a disable of the same host can crash it; disabling a host
-of an unchecked relay table kills it; two polls closer than a check's timeout can make a dead host
+of an unchecked relay table kills it; a script is told a host's word, and neither its table nor its
+id; two polls closer than a check's timeout can make a dead host
 show `up` (with `retry`), unless every enabled host was up in between.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hactl.core.model import (
     Action,
@@ -28,6 +30,7 @@ from hactl.core.policy import Standing
 
 DWELL = 1.0  # seconds between a disable and the next enable of the same host
 PAIR_GAP = 1.5  # seconds between two poll pairs
+BY_HAND = ("maint", "drain")  # causes that disable the host where checks speak through the hook
 MARGIN = 0.1  # seconds beyond a check's timeout after which its result must be in
 
 
@@ -71,17 +74,27 @@ def reconcile(
     *pairs* has each member's standing, decision and host id (None: hidden); *floors* the weight
     that must go on serving in each service; *eager* the services where an enabled member whose
     newest look was ok still waits for relayd; *everybody_up*: relayd shows every enabled, checked
-    host up.  Enables come first, then disables, then a poll.
+    host up.  Enables come first, then disables, then a poll.  In a service with the hook checks
+    act by what relayd's script says, operators by a disable; a member returns when neither is left.
     """
     enables: list[Action] = []
     disables: list[Action] = []
     waits: dict[Member, Note] = {}
     guarded = False
     serving = _serving(pairs)
+    spoken = {
+        (s.member.service, s.member.word)
+        for s, d, _ in pairs
+        if d.want is Want.IN and d.cause != "pace"  # its other place is its turn as well
+    }
     for standing, decision, host in pairs:
         if host is None or standing.fixed:
             continue
         member, off = standing.member, not standing.enabled
+        hook = services[member.service].hook and decision.cause not in BY_HAND
+        disabled = standing.status is HostStatus.DISABLED
+        if standing.barred and decision.want is Want.OUT and not hook:
+            off = disabled  # an operator's word holds even where the hook loses its own
         if decision.want is Want.IN and off:
             ready = disabled_at.get(member, float("-inf")) + DWELL
             rivals = _rivals(pairs, member) if services[member.service].exclusive else []
@@ -91,9 +104,10 @@ def reconcile(
             elif now < ready:
                 waits[member] = Note("dwell", "enabled a second after its disable", ready)
             else:
-                enables.append(
-                    Action(Verb.ENABLE, decision.id, decision.reason or "passes", member, host)
-                )
+                why = decision.reason or "passes"
+                enable = Action(Verb.ENABLE, decision.id, why, member, host)
+                enables += [enable] * disabled
+                enables += [replace(enable, hook=True)] * standing.barred
         elif decision.want is Want.OUT and not off:
             service = services[member.service]
             guards = standing.status is HostStatus.UP and decision.cause != "maint"
@@ -103,19 +117,28 @@ def reconcile(
                 waits[member] = Note(
                     "guard", "stays until relayd shows enough of the others up to take its place"
                 )
+            elif hook and (member.service, member.word) in spoken:
+                waits[member] = Note(
+                    "hook",
+                    "it is in at another place of the service, and the script is one for both",
+                )
             else:
-                disables.append(Action(Verb.DISABLE, decision.id, decision.reason, member, host))
+                disables.append(
+                    Action(Verb.DISABLE, decision.id, decision.reason, member, host, hook)
+                )
     needed = guarded or bool(eager)
     poll, polling = _poll(needed, polling, facts, everybody_up, now)
     return Step((*enables, *disables, *poll), waits, polling)
 
 
 def _rivals(pairs: Sequence[tuple[Standing, Decision, int | None]], member: Member) -> list[str]:
-    """Return the members of the same service that are enabled still."""
+    """Return the members of the same service that are enabled still, or up though barred."""
     return [
         s.member.host
         for s, _, _ in pairs
-        if s.member.service == member.service and s.member != member and s.enabled
+        if s.member.service == member.service
+        and s.member != member
+        and (s.enabled or (s.barred and s.status is HostStatus.UP))
     ]
 
 
@@ -123,7 +146,8 @@ def _serving(pairs: Sequence[tuple[Standing, Decision, int | None]]) -> dict[str
     """Return, by service, the weight of the members that serve and are meant to go on."""
     weights: dict[str, int] = {}
     for standing, decision, _ in pairs:
-        serves = standing.status is HostStatus.UP and decision.want is not Want.OUT
+        up = standing.status is HostStatus.UP and not standing.barred
+        serves = up and decision.want is not Want.OUT
         service = standing.member.service
         weights[service] = weights.get(service, 0) + standing.weight * serves
     return weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import ip_address
+from pathlib import Path
 
 from hactl.config import Check, Config, Service
 from hactl.core.model import Facts, NodePlan, Plan, Rule, ServicePlan
@@ -66,7 +67,8 @@ def _service(name: str, service: Service) -> ServicePlan:
         require=service.require,
         prefer=service.prefer,
         watch=service.watch,
-        acts=service.mode == "relayctl",
+        acts=service.mode != "observe",
+        hook=service.mode == "hook",
         least=least,
         share=share,
         open=service.floor == "open",
@@ -103,7 +105,13 @@ def mismatches(config: Config, conf: RelaydConf) -> Iterable[str]:
         if name not in known:
             yield f"service {name}: relayd.conf has no redirect or relay of that name"
             continue
+        hook = config.services[name].mode == "hook"
         for table in known[name].tables:
+            if hook and (table.check != "script" or Path(table.argument.path).name != name):
+                yield (
+                    f"service {name}: mode hook, but relayd.conf has no check script "
+                    f'".../{name}" for table {table.name}: the verdicts reach nobody'
+                )
             for host in table.hosts:
                 if host.name not in words:
                     yield f"service {name}: host {host.name} of table {table.name} is no node"

@@ -180,6 +180,9 @@ class World:
         self.failed: dict[Probe, float] = {}  # when the newest fail of a probe was fed
         self.verdicts: dict[Probe, list[Verdict]] = {}  # the newest three
         self.inputs = 0  # counts all that may move decisions
+        self.hooked: dict[str, set[str]] = {  # whom relayd's scripts call down
+            name: set() for name, service in what.plan.services.items() if service.hook
+        }
         self.engine: Engine | None = None
         self.skipped = 0.0  # seconds leapt over
         self._leaps = leap
@@ -496,6 +499,9 @@ class World:
         result, took = look(mood, check.deadline - check.started, self.rng, lambda: 0.0)
         self._serial += 1
         up = result.verdict is not Verdict.FAIL
+        service = check.argument.rpartition("/")[2]
+        if check.kind == "script" and service in self.hooked:
+            up, took = name not in self.hooked[service], 0.0
         heappush(self._relayd, (self.now + took, self._serial, check, up))
 
     def show(self) -> Observation:
@@ -575,7 +581,7 @@ class World:
                 engine.unseen("relayctl: show summary: no answer")
                 break
             observation = self.show()
-            engine.observed(observation, self.now)
+            engine.observed(observation, self.now, self.hooked)
             actions = engine.actions(self.now)
             self._report()
             action = next((a for a in actions if a.words() not in tried), None)
@@ -610,8 +616,14 @@ class World:
         again = self.issued_before(action)
         cause = engine.decisions[action.member].cause if action.member is not None else ""
         engine.intend(action)
-        reply = self.model.command(action.words(), self.now)
-        done = reply.stdout == "command succeeded\n"
+        if action.hook and action.member is not None:
+            down = action.verb is Verb.DISABLE
+            words = self.hooked[action.member.service]
+            (words.add if down else words.discard)(action.member.word)
+            done = True
+        else:
+            reply = self.model.command(action.words(), self.now)
+            done = reply.stdout == "command succeeded\n"
         self._touched()
         engine.acted(action, self.now, done=done)
         self.log.append((self.now - START, action))
