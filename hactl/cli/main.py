@@ -243,6 +243,63 @@ def config_schema() -> None:
     click.echo(json.dumps(config_.schema(), indent=1))
 
 
+_libexec = click.option(
+    "--dir",
+    "directory",
+    default="/usr/local/libexec/hactl",
+    metavar="DIR",
+    show_default=True,
+    help="Where the links are.",
+)
+
+
+@main.group()
+def hook() -> None:
+    """Manage the links by which relayd's check script asks hactl."""
+
+
+@hook.command("install")
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE ...")
+@_libexec
+@_file
+def hook_install(services: tuple[str, ...], directory: str, file: str) -> None:
+    """Link each SERVICE to hactl-verdict, and print what relayd.conf should say."""
+    from hactl.cli.hook import install
+    from hactl.config import ConfigError, load
+    from hactl.relayd.hook import HookError
+
+    try:
+        for line in install(load(Path(file)), Path(file), services, Path(directory).absolute()):
+            click.echo(line)
+    except (ConfigError, HookError, OSError) as error:
+        _failed(error)
+
+
+@hook.command("remove")
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE ...")
+@click.option("--yes", is_flag=True, help="Do it even if relayd.conf may still name the link.")
+@_libexec
+@_file
+def hook_remove(services: tuple[str, ...], yes: bool, directory: str, file: str) -> None:
+    """Remove the link of each SERVICE, unless relayd.conf still names it."""
+    from hactl.cli.hook import remove
+    from hactl.config import ConfigError, load
+    from hactl.relayd.hook import HookError
+
+    try:
+        remove(load(Path(file)), services, Path(directory).absolute(), forced=yes)
+    except (ConfigError, HookError, OSError) as error:
+        _failed(error)
+
+
+def _failed(error: Exception) -> None:
+    """Say what failed, and end with exit code 1."""
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    for line in text.splitlines():
+        click.echo(f"hactl: {safe(line)}", err=True)
+    sys.exit(NO)
+
+
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option("--keep", metavar="DIR", help="Keep configuration and logs in DIR.")

@@ -30,6 +30,7 @@ from hactl.daemon.runner import Runner
 from hactl.daemon.store import BLOCK, HoldRow, Lasting, Store, Stored, StoreError
 from hactl.relayd import conf as conf_
 from hactl.relayd.command import Local, Programs
+from hactl.relayd.hook import Verdicts
 from hactl.relayd.relayctl import Answer as Said
 from hactl.relayd.relayctl import Relayctl, RelayctlError
 
@@ -50,6 +51,7 @@ class Daemon:
         self._stopping = False
         self._wake = asyncio.Event()
         self._relayctl = Relayctl(_programs(config))
+        self._verdicts = Verdicts(config.run_dir / "down")
         self._store = Store(config.state_dir / "hactl.db")
         self._runner = Runner(self._due, self._feed, self._suspect)
         self._control = Control(
@@ -151,6 +153,8 @@ class Daemon:
         self._runner.configure(self._config.checks)
         names = {a for node in self._config.nodes.values() for a in node.addresses}
         self._notes = await self._runner.resolve({a for a in names if _is_name(a)})
+        services = self._config.services.items()
+        self._notes += self._verdicts.keep({n for n, s in services if s.mode != "relayctl"})
         path = self._config.relayd.conf
         try:
             conf = conf_.read(path)
@@ -208,7 +212,8 @@ class Daemon:
             except RelayctlError as error:
                 self._engine.unseen(str(error))
                 break
-            self._engine.observed(observation, self._loop.time())
+            verdicts = self._verdicts.read(self._hooked())
+            self._engine.observed(observation, self._loop.time(), verdicts)
             actions = self._engine.actions(self._loop.time())
             self._report()  # the decision before its action
             # what was done and does not show, or was refused, gets its next try in the next cycle
@@ -225,12 +230,16 @@ class Daemon:
     async def _act(self, action: Action) -> Said:
         """Carry out one action, its intent written first; return how relayctl's call ended."""
         self._engine.intend(action)
-        if action.verb is Verb.DISABLE and action.member is not None:
+        if action.verb is Verb.DISABLE and action.member is not None and not action.hook:
             written = self._own(action.member, self._engine.owned[action.member])
             if not await self._kept(written):
                 log.error("the intent of %08x is not on disk; acting all the same", action.decision)
         began = self._loop.time()
-        outcome = await self._relayctl.run(*action.words())
+        if action.hook:
+            assert action.member is not None
+            outcome = self._verdicts.put(action.member, down=action.verb is Verb.DISABLE)
+        else:
+            outcome = await self._relayctl.run(*action.words())
         now = self._loop.time()
         done = outcome.answer is Said.DONE
         open_end = outcome.answer in (Said.UNKNOWN, Said.NONSENSE)
@@ -254,6 +263,10 @@ class Daemon:
         if any(service.release for service in services) and not self._engine.blind:
             self._engine.releasing = True
             await self._cycle()
+
+    def _hooked(self) -> set[str]:
+        """Name the services whose checks speak through relayd's script."""
+        return {name for name, service in self._config.services.items() if service.mode == "hook"}
 
     def _sync(self) -> None:
         """Write what changed of ownership and memory, and reserve decision ids in time."""
@@ -336,8 +349,7 @@ class Daemon:
     def snapshot(self) -> Snapshot:
         """Take a snapshot of everything that operators can ask about."""
         alerts = [*self._notes]
-        if self._trouble:
-            alerts.append(self._trouble)
+        alerts += [text for text in (self._trouble, self._verdicts.problem) if text]
         if self._store.problem:
             alerts.append(f"the store cannot be written: {self._store.problem}")
         counts = self._counts | self._runner.counts
@@ -486,7 +498,9 @@ def _who(action: Action) -> str:
     if action.member is None:
         return "verb=poll"
     service, table, host = action.member
-    return f"service={service} table={table} host={host} id={action.host} verb={action.verb}"
+    return f"service={service} table={table} host={host} id={action.host} verb={action.verb}" + (
+        " by=hook" if action.hook else ""
+    )
 
 
 def _summary(snapshot: Snapshot) -> Iterable[str]:
