@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 BENCH = Path(__file__).parents[1] / "bench"
-PROGRAMS = ("cost", "detect", "farm", "peers", "scale", "types")
+PROGRAMS = ("cost", "detect", "farm", "hook", "peers", "scale", "types")
 
 
 def run(script: str, *arguments: str) -> str:
@@ -65,6 +65,13 @@ def test_a_ratio_takes_only_rounds_that_both_kept(monkeypatch: pytest.MonkeyPatc
     ]  # fmt: skip
     assert cost.ratio(rows, "haproxy") == 1.0
     assert cost.ratio(rows, "monit") is None
+
+
+def test_the_hook_is_compared_with_other_programs() -> None:
+    data = found("hook", "--hosts", "2", "--rounds", "2")
+    names = [row["program"] for row in data["rows"]]
+    assert data["dropped"] == 2 or names[:2] == ["empty", "hactl-verdict"]
+    assert all(row["wall_ms"] > 0 and row["cpu_ratio"] > 0 for row in data["rows"])
 
 
 @pytest.mark.service
