@@ -274,12 +274,18 @@ class Service(Struct, frozen=True):
 
 
 class Relayd(Struct, frozen=True):
-    """Where relayd is and how long relayctl may take."""
+    """Where relayd and pf are, how long their programs may take, and what pf is to forget.
+
+    *clear_sources* and *kill_states*: source-tracking entries and states of hosts that we removed.
+    """
 
     conf: Path = Path("/etc/relayd.conf")
     relayctl: Path = Path("/usr/sbin/relayctl")
+    pfctl: Path = Path("/sbin/pfctl")
     socket: Path | None = None
     timeout: Positive = Duration(5)
+    clear_sources: bool = False
+    kill_states: bool = False
 
 
 class Control(Struct, frozen=True):

@@ -187,10 +187,11 @@ def _who() -> str:
 
 @main.command()
 @click.argument("name")
+@click.option("--foreign", is_flag=True, help="Take over what somebody else disabled there.")
 @_socket
-def resume(name: str, socket: str | None) -> None:
+def resume(name: str, foreign: bool, socket: str | None) -> None:
     """End the drain, maint or pin of NAME."""
-    _done(_ask(socket, "resume", name))
+    _done(_ask(socket, "resume", name, foreign="yes" if foreign else ""))
 
 
 @main.command()
@@ -215,6 +216,38 @@ def init(relayd_conf: str, output: str, probe: bool) -> None:
     from hactl.cli.init import run
 
     sys.exit(run(Path(relayd_conf), output, probe=probe, say=click.echo))
+
+
+@main.command("relayd-reload")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and do nothing.")
+@click.option("--force", is_flag=True, help="Reload though something speaks against it.")
+@click.option(
+    "--relayd",
+    "program",
+    default="/usr/sbin/relayd",
+    metavar="PATH",
+    show_default=True,
+    help="The relayd that checks relayd.conf.",
+)
+@_file
+@_socket
+def relayd_reload(dry_run: bool, force: bool, program: str, file: str, socket: str | None) -> None:
+    """Reload relayd safely: what is disabled stays so, and pf is filled at once."""
+    from hactl import config as config_
+    from hactl.cli import reload as reload_
+
+    try:
+        orders = reload_.Orders(Path(program), socket, dry_run, force)
+        code = reload_.run(
+            config_.load(Path(file)), orders, lambda line: click.echo(safe_lines(line))
+        )
+    except config_.ConfigError as error:
+        click.echo(safe_lines(str(error)), err=True)
+        sys.exit(NO)
+    except reload_.ReloadError as error:
+        click.echo(f"hactl: {safe_lines(str(error))}", err=True)
+        sys.exit(error.code)
+    sys.exit(code)
 
 
 @main.group()

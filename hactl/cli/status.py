@@ -111,8 +111,8 @@ def _speaks(name: str, member: Any) -> bool:
 
 def _row(m: Any) -> tuple[str, ...]:
     state = m["relayd"]
-    if m["role"] == "backup" and state == "up":
-        state = "ready"
+    if state == "up" and not m["serving"]:
+        state = "ready" if m["role"] == "backup" else "up, not in pf"
     if m["mark"]:  # forced; relayd's own word stays while it says something else
         state = m["mark"] + "!" if state == "disabled" else f"{state}, {m['mark']}!"
     want = m["would"] or m["want"]
@@ -120,7 +120,9 @@ def _row(m: Any) -> tuple[str, ...]:
     if off == (m["want"] == "in") and m["want"] != "leave" and not m["would"]:
         want += ".."
     reason = m["reason"]
-    waits = [link["text"] for link in m["chain"] if link["rule"] in ("guard", "dwell", "hook")]
+    waits = [
+        link["text"] for link in m["chain"] if link["rule"] in ("guard", "dwell", "hook", "pf")
+    ]
     reason = "; ".join(text for text in (reason, *waits) if text)
     return (
         m["service"],

@@ -7,6 +7,9 @@ The daemon, the simulator and the tests drive it alike:
     engine.observed(observation, now)         relayd was read (or unseen(reason): it was not)
     for action in engine.actions(now): ...    carry out the first one, read relayd, ask again
     engine.intend(action); engine.acted(action, outcome, now)
+    engine.counted(totals, at, now)           relayd's counts of checks, and
+    engine.proved(pf, now)                    what pf has (or unproved(reason)), beside all this
+    for cleaning in engine.cleanings(): ...   carry it out; engine.cleaned(cleaning, done=...)
 
 Times are seconds of one monotonic clock that the caller owns.
 """
@@ -21,11 +24,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from hactl.core import health as health_
-from hactl.core import policy, schedule
+from hactl.core import policy, proof, schedule
 from hactl.core.health import Health, State
 from hactl.core.model import (
     Action,
     Checked,
+    Cleaning,
     Decision,
     Facts,
     Host,
@@ -44,12 +48,16 @@ from hactl.core.model import (
     Want,
 )
 from hactl.core.policy import Fate, Memory, Seat, Shared, Standing
+from hactl.core.proof import Difference, Pf, Proof, Signs
 from hactl.core.reconcile import Polling, reconcile
 from hactl.core.schedule import Timing
 
 CYCLE = 1.0  # seconds between two readings of relayd
 NO_VERDICTS: Mapping[str, AbstractSet[str]] = {}  # no service has the hook
 STALE = 2 * CYCLE  # an observation older than this removes nobody
+FOREIGN = 600.0  # seconds after which people hear of a host that somebody else disabled
+FRESH = 5 * CYCLE  # a look at pf older than this says nothing of now
+TRIES = 3  # times that pf is asked to forget the same
 
 
 class Event(Struct, frozen=True):
@@ -103,6 +111,14 @@ class Engine:
         self._disabled_at: dict[Member, float] = {}
         self._polling = Polling()
         self._next_polling = self._polling
+        self.proof = Proof()
+        self.reloads = 0  # of relayd, as far as noticed
+        self.forgiving = float("-inf")  # until then a load of relayd takes no ownership away
+        self._signs: Signs | None = None
+        self._socket: tuple[object, float] | None = None
+        self._reloaded_at = float("-inf")
+        self._told_foreign: dict[Member, float] = {}
+        self._cleaned: dict[Cleaning, tuple[int, bool]] = {}  # times asked, and whether done
         self._events: list[Event] = []
         self.floors: dict[str, int] = {}
         self.plan = plan
@@ -280,6 +296,7 @@ class Engine:
         elif self.blind:
             self._events.append(Event("relayd", fields=(("seen", "yes"),)))
             self.blind = ""
+        before_at = self.observation.at if self.observation is not None else now
         self.observation = observation
         # a caller that sees no change hands in the same services again
         made_of = (observation.services, self.plan, self.facts, frozenset(self.owned))
@@ -293,7 +310,13 @@ class Engine:
         changed = places.keys() != self.places.keys() or any(
             places[m].node != self.places[m].node for m in places
         )
+        renumbered = places is not self.places and any(
+            old.shown and m in places and places[m].shown and places[m].host.id != old.host.id
+            for m, old in self.places.items()
+        )
         self.places = places
+        if renumbered:
+            self._reloaded("host ids changed", before_at, now)
         if changed:
             self._probe_what_is_used(now)
         self.barred = {
@@ -362,12 +385,59 @@ class Engine:
         node = self._words.get(host.name)
         return Place(member, node, service.kind, table, host, since, fixed)
 
+    # loads of relayd, which forget every disable
+
+    def counted(self, totals: Mapping[int, int], at: float, now: float) -> None:
+        """Take the checks that relayd made so far, by host id, as asked for at the time *at*."""
+        before, self._signs = self._signs, Signs(at, totals)
+        if before is None:
+            return
+        switched = {  # whose counts fell by our own hand
+            place.host.id
+            for member, place in self.places.items()
+            for times in (self._disabled_at, self._enabled_at)
+            if times.get(member, float("-inf")) >= before.at
+        }
+        kept = {id: total for id, total in before.totals.items() if id not in switched}
+        if proof.restarted(Signs(before.at, kept), self._signs):
+            self._reloaded("its counts of checks fell", before.at, now)
+
+    def socket(self, identity: object, now: float) -> None:
+        """Take what tells relayd's socket from the one of another start; None: there is none."""
+        if identity is None:
+            return
+        before, self._socket = self._socket, (identity, now)
+        if before is not None and before[0] != identity:
+            self._reloaded("its socket is another one", before[1], now)
+
+    def _reloaded(self, how: str, before: float, now: float) -> None:
+        """Note that relayd was loaded after *before*: what is disabled now was disabled since.
+
+        A disable of ours from before that time is gone, so one that shows is somebody else's.
+        """
+        if now > self._reloaded_at + STALE:  # else one more sign of the same
+            self.reloads += 1
+            self._events.append(Event("reloaded", fields=(("sign", how),), level="warning"))
+        self._reloaded_at = now
+        for member, owned in list(self.owned.items()):
+            place = self.places.get(member)
+            if (
+                now >= self.forgiving
+                and now >= owned.unsure
+                and place is not None
+                and place.shown
+                and place.host.status is HostStatus.DISABLED
+                and self._disabled_at.get(member, float("-inf")) < before
+            ):
+                del self.owned[member]
+
     # decisions
 
     def actions(self, now: float) -> tuple[Action, ...]:
         """Decide, compare with relayd, and return the commands that are needed now, in order."""
         self._expire(now)
         self._stand(now)
+        self._tell_foreign(now)
         if self.blind or self.observation is None or now > self.observation.at + STALE:
             return ()  # decisions stay as they are; nothing is removed on old news
         self._judge_fates(now)
@@ -392,7 +462,7 @@ class Engine:
             {name: self.plan.services.get(name) or ServicePlan(name) for name in members_of},
             self.floors,
             self._disabled_at,
-            self._eager(pairs),
+            self._eager(pairs) | self._doubtful({s.member.service for s, _, _ in pairs}, now),
             self._polling,
             self.facts,
             self._everybody_up(),
@@ -622,6 +692,24 @@ class Engine:
             and (d.cause == "floor" or policy.newest_ok(s, self.healths))
         )
 
+    def _doubtful(self, services: set[str], now: float) -> frozenset[str]:
+        """Name the services whose table in pf is not what relayd says, as long as a poll may help."""
+        return proof.in_doubt(self.proof, now) & services
+
+    def _tell_foreign(self, now: float) -> None:
+        """Tell people of hosts that somebody else disabled long ago, once for each time."""
+        for member, standing in self.standings.items():
+            if not standing.foreign:
+                self._told_foreign.pop(member, None)
+            elif now >= standing.since + FOREIGN and member not in self._told_foreign:
+                self._told_foreign[member] = standing.since
+                fields = (
+                    ("service", member.service),
+                    ("host", member.host),
+                    ("for", f"{now - standing.since:.0f}s"),
+                )
+                self._events.append(Event("foreign", fields=fields, level="error"))
+
     def _everybody_up(self) -> bool:
         """Tell whether relayd shows every enabled host up, those of other services included."""
         if self.observation is None:
@@ -647,6 +735,8 @@ class Engine:
         member = action.member
         if member is None:
             if done or unsure:
+                if self._next_polling.open:
+                    self.proof = proof.spent(self.proof, proof.in_doubt(self.proof, now), now)
                 self._polling = self._next_polling
             return
         if action.verb is Verb.DISABLE:
@@ -658,6 +748,108 @@ class Engine:
                 self.owned[member] = replace(self.owned[member], unsure=now + unsure)
         elif done:
             self._enabled_at[member] = now
+
+    # proof
+
+    def redirects(self) -> tuple[str, ...]:
+        """Name the services whose tables in pf are to be read; relays have none."""
+        if self.observation is None:
+            return ()
+        relays = {s.name for s in self.observation.services if s.kind is Kind.RELAY}
+        return tuple(name for name in self.plan.services if name not in relays)
+
+    def unproved(self, reason: str) -> None:
+        """Note that pf could not be read, and why; nothing is concluded from that."""
+        if reason != self.proof.blind:
+            self._events.append(Event("unproved", fields=(("reason", reason),), level="warning"))
+        self.proof = Proof(blind=reason, pairs=self.proof.pairs)
+
+    def proved(self, pf: Pf, now: float) -> None:
+        """Take what pf has, and compare it with what relayd shows."""
+        if self.blind or self.observation is None:
+            return
+        before = self.proof
+        sinces = {member: place.since for member, place in self.places.items()}
+        removed = self._removed()
+        found = proof.compare(self.plan, self.observation, pf, sinces, self.facts.interval, removed)
+        after = proof.step(before, pf, found, now)
+        if before.blind:
+            self._events.append(Event("proved", fields=(("seen", "yes"),)))
+        for difference, standing in after.differences.items():
+            known = before.differences.get(difference)
+            if standing.counts and (known is None or not known.counts):
+                self._say_difference(difference, "begins", "warning")
+        for difference, standing in before.differences.items():
+            if standing.counts and difference not in after.differences:
+                self._say_difference(difference, "ends", "info")
+        late = [d for d in after.differences if proof.overdue(after, d, now)]
+        for difference in late:
+            self._say_difference(difference, "stays", "error")
+        self.proof = proof.alerted(after, late)
+
+    def _say_difference(self, difference: Difference, state: str, level: str) -> None:
+        host = difference.member.host if difference.member else "-"
+        fields = (
+            ("service", difference.service),
+            ("host", host),
+            ("state", state),
+            ("reason", difference.text),
+        )
+        self._events.append(Event("difference", fields=fields, level=level))
+
+    def in_pf(self, member: Member, now: float) -> bool | None:
+        """Tell whether pf sends clients to a member; None: not known, or not pf's to do."""
+        pf, place = self.proof.pf, self.places.get(member)
+        if pf is None or place is None or now > pf.at + FRESH or place.kind is Kind.RELAY:
+            return None
+        table = pf.tables.get(member.service)
+        own = proof.addresses(place.host.name, self.plan)
+        return None if table is None or not own else bool(own & set(table))
+
+    def _removed(self) -> dict[Member, frozenset[str]]:
+        """Return the addresses of members that are out by our hand and in nowhere else."""
+        ours = [
+            place
+            for member, place in self.places.items()
+            if member in self.owned and place.shown and place.host.status is HostStatus.DISABLED
+        ]
+        if not ours or self.observation is None:
+            return {}
+        used: set[str] = set()
+        for service in self.observation.services:
+            for table in service.tables:
+                for host in table.hosts:
+                    if host.status is not HostStatus.DISABLED:
+                        used |= proof.addresses(host.name, self.plan)
+        found = {p.member: proof.addresses(p.host.name, self.plan) - used for p in ours}
+        return {member: gone for member, gone in found.items() if gone}
+
+    def cleanings(self) -> tuple[Cleaning, ...]:
+        """Return what pf is to forget of the hosts that we removed, if that is wanted."""
+        if not (self.plan.clear_sources or self.plan.kill_states) or self.blind:
+            return ()
+        wanted: dict[Cleaning, None] = {}
+        sources = (self.proof.pf.sources if self.proof.pf else None) or {}
+        for member, gone in self._removed().items():
+            owned = self.owned[member]
+            for address in sorted(gone):
+                if self.plan.clear_sources:
+                    wanted[Cleaning("sources", address, owned.decision)] = None
+                if self.plan.kill_states and owned.cause == "check":
+                    wanted[Cleaning("states", address, owned.decision)] = None
+        self._cleaned = {c: known for c, known in self._cleaned.items() if c in wanted}
+        found = []
+        for cleaning in wanted:
+            tries, done = self._cleaned.get(cleaning, (0, False))
+            again = cleaning.what == "sources" and sources.get(cleaning.address)
+            if tries < TRIES and (not done or again):
+                found.append(cleaning)
+        return tuple(found)
+
+    def cleaned(self, cleaning: Cleaning, *, done: bool) -> None:
+        """Note that pf was asked to forget something, and whether it did."""
+        tries, _ = self._cleaned.get(cleaning, (0, False))
+        self._cleaned[cleaning] = (tries + 1, done)
 
     def remember(self, memories: Mapping[str, Memory]) -> None:
         """Take what was stored of policy's memory; the rest follows from what is owned."""
@@ -675,6 +867,19 @@ class Engine:
     def resume(self, target: str) -> bool:
         """End the override on *target*; return whether there was one."""
         return self.overrides.pop(target, None) is not None
+
+    def adopt(self, target: str) -> list[Member]:
+        """Take over the hosts of *target* that somebody else disabled, and return them."""
+        taken = [
+            s.member
+            for s in self.standings.values()
+            if s.foreign
+            and target in (s.member.service, s.node, str(s.member), f"{s.member.service}/{s.node}")
+        ]
+        for member in taken:
+            decision = self.decisions.get(member)
+            self.owned[member] = Owned(decision.id if decision else 0, "adopted")
+        return taken
 
     def thaw(self, target: str) -> bool:
         """End the freeze of *target*; return whether there was one."""

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from hactl import PROTOCOL
+from hactl.core.engine import FOREIGN
 from hactl.core.health import State
-from hactl.core.model import HostStatus, Note, Probe, Want
+from hactl.core.model import HostStatus, Kind, Note, Probe, Want
+from hactl.core.proof import active
 from hactl.core.units import span
 
 if TYPE_CHECKING:
     from hactl.core.engine import Engine
+    from hactl.core.policy import Standing
 
 FORCED = ("drain", "maint", "pin", "freeze")  # what operators want is as wanted
 STALE_ALERT = 300.0  # seconds after which people hear of a probe that finds out nothing
@@ -56,7 +59,9 @@ class ProbeView(Struct, frozen=True):
 class MemberView(Struct, frozen=True):
     """A member as relayd shows it (*relayd*), what it should be (*want*) and the whole why.
 
-    *barred*: relayd's script says down, by our word.  *mark* is the forced state, if one is forced: drain, maint, pin, freeze or foreign.  *as_wanted* is false
+    *barred*: relayd's script says down, by our word.  *serving*: relayd has it up, and pf sends it
+    clients as far as pf is pf's to tell.  *mark* is the forced state, if one is forced: drain,
+    maint, pin, freeze or foreign.  *as_wanted* is false
     while something is wrong or has to wait.
     """
 
@@ -80,6 +85,7 @@ class MemberView(Struct, frozen=True):
     as_wanted: bool
     probes: tuple[str, ...]
     barred: bool = False
+    serving: bool = False
 
 
 class ServiceView(Struct, frozen=True):
@@ -105,7 +111,10 @@ class OverrideView(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """Everything that operators can ask about, at one moment."""
+    """Everything that operators can ask about, at one moment.
+
+    *relayd* and *pf* say why the one or the other cannot be read, "" if it can.
+    """
 
     protocol: int
     version: str
@@ -117,6 +126,7 @@ class Snapshot(Struct, frozen=True):
     overrides: tuple[OverrideView, ...]
     alerts: tuple[str, ...]
     counts: dict[str, int]
+    pf: str = ""
 
     @property
     def as_wanted(self) -> bool:
@@ -145,6 +155,7 @@ def snapshot(
         ),
         (*alerts, *_alerts(engine, now)),
         counts,
+        engine.proof.blind,
     )
 
 
@@ -161,11 +172,26 @@ def _service(engine: Engine, name: str, now: float) -> ServiceView:
         sum(
             s.weight
             for s in engine.standings.values()
-            if s.member.service == name and s.status is HostStatus.UP
+            if s.member.service == name and _serves(engine, s, now)
         ),
         engine.floors.get(name, 0),
         members,
     )
+
+
+def _serves(engine: Engine, standing: Standing, now: float) -> bool:
+    """Tell whether a member serves; while pf cannot be asked, relayd's word has to do."""
+    name, position, _ = member = standing.member
+    shown = engine.observation.services if engine.observation else ()
+    service = next((s for s in shown if s.name == name), None)
+    if standing.status is not HostStatus.UP or service is None:
+        return False
+    if service.kind is Kind.RELAY:
+        ups = [any(h.status is HostStatus.UP for h in t.hosts) for t in service.tables]
+        return any(ups) and ups.index(True) == position
+    used = active(service)
+    mine = position < len(service.tables) and used is service.tables[position]
+    return mine and engine.in_pf(member, now) is not False
 
 
 def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
@@ -177,12 +203,15 @@ def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
         want = decision.want if decision else Want.LEAVE
         cause = decision.cause if decision else ""
         wait = engine.waits.get(member)
+        wrong = [d for d in engine.proof.of(service) if d.member in (None, member)]
         chain = [*(decision.chain if decision else ()), *((wait,) if wait else ())]
+        chain += [Note("pf", d.text) for d in wrong]
         status = standing.status
         off = not standing.enabled
         differs = (want is Want.IN and off) or (want is Want.OUT and not off)
         forced = cause if cause in (*FORCED, "foreign") else ""
-        healthy = want is Want.IN and status is HostStatus.UP and not cause
+        proved = all(d.kind == "sources" for d in wrong)
+        healthy = want is Want.IN and status is HostStatus.UP and not cause and proved
         states = [engine.healths[p].state for p in standing.probes]
         passing = sum(state in (State.UP, State.DEGRADED) for state in states)
         yield MemberView(
@@ -204,9 +233,10 @@ def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
             tuple(_link(note, now) for note in chain),
             f"would: {want}" if differs and not acts else "",
             (healthy and passing == len(standing.probes))
-            or ((forced in FORCED or cause == "exclusive") and not differs),
+            or ((forced in FORCED or cause == "exclusive") and not differs and proved),
             tuple(f"{p.node}/{p.check}@{p.address}" for p in standing.probes),
             standing.barred,
+            _serves(engine, standing, now),
         )
 
 
@@ -255,6 +285,11 @@ def _stale_for(engine: Engine, probe: Probe, now: float) -> float:
 def _alerts(engine: Engine, now: float) -> Iterable[str]:
     if engine.blind:
         yield f"relayd cannot be read: {engine.blind}; nothing is moved"
+    if engine.proof.blind:
+        yield f"pf cannot be read: {engine.proof.blind}; who serves is what relayd says"
+    for difference, standing in engine.proof.differences.items():
+        if standing.counts and difference.kind != "sources":
+            yield f"{difference.member or difference.service}: {difference.text}"
     for check, fate in sorted(engine.fates.items()):
         if fate.shared is not None:
             names = fate.shared.names
@@ -273,7 +308,11 @@ def _alerts(engine: Engine, now: float) -> Iterable[str]:
         if engine.healths[probe].state is State.DOWN:
             yield f"{probe} is down: {engine.healths[probe].reason}"
     for member, decision in engine.decisions.items():
-        if decision.cause in ("foreign", "stranger", "fixed"):
+        age = now - engine.places[member].since
+        if decision.cause == "foreign":
+            if age >= FOREIGN:
+                yield f"{member}: {decision.reason}; for {span(age)} now"
+        elif decision.cause in ("stranger", "fixed"):
             yield f"{member}: {decision.reason}"
         elif decision.cause in ("floor", "exclusive") and decision.want is Want.IN:
             yield f"{member} is kept in though something speaks against it: {decision.reason}"

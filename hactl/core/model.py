@@ -223,7 +223,8 @@ class NodePlan(Struct, frozen=True):
 class Plan(Struct, frozen=True):
     """All of the configuration that decisions depend on.
 
-    *at*: checks looked at on one node; *causes*: checks that fail with a check when it is shared.
+    *at*: checks looked at on one node; *causes*: checks that fail with a check when it is shared;
+    *clear_sources* and *kill_states*: what pf still holds of a host that we removed goes, too.
     """
 
     nodes: Mapping[str, NodePlan] = {}
@@ -232,6 +233,8 @@ class Plan(Struct, frozen=True):
     watch: Mapping[str, tuple[str, ...]] = {}
     at: Mapping[str, str] = {}
     causes: Mapping[str, tuple[str, ...]] = {}
+    clear_sources: bool = False
+    kill_states: bool = False
 
     def node_of(self, word: str) -> str | None:
         """Return the node that relayd calls *word*."""
@@ -364,3 +367,11 @@ class Action(Struct, frozen=True):
         if self.hook and self.member is not None:
             return ("hook", self.verb, self.member.service, self.member.word)
         return ("poll",) if self.verb is Verb.POLL else ("host", self.verb, str(self.host))
+
+
+class Cleaning(NamedTuple):
+    """What pf is to forget: all `sources` or `states` that lead to *address*, of a host removed."""
+
+    what: str
+    address: str
+    decision: int

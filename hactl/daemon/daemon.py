@@ -21,24 +21,28 @@ from hactl.config import Config, ConfigError
 from hactl.core import explain
 from hactl.core.engine import CYCLE, Engine, Event
 from hactl.core.explain import Snapshot
-from hactl.core.model import Action, Checked, Member, Override, Owned, Probe, Verb
+from hactl.core.model import Action, Checked, HostStatus, Member, Override, Owned, Probe, Verb
 from hactl.core.policy import HOUR, Hold, Memory
 from hactl.core.units import Duration
 from hactl.daemon import plan as plan_
 from hactl.daemon.control import Answer, Control, Request
 from hactl.daemon.runner import Runner
-from hactl.daemon.store import BLOCK, HoldRow, Lasting, Store, Stored, StoreError
+from hactl.daemon.store import BLOCK, HoldRow, Lasting, Marker, Store, Stored, StoreError
 from hactl.relayd import conf as conf_
 from hactl.relayd.command import Local, Programs
 from hactl.relayd.hook import Verdicts
+from hactl.relayd.pf import Pfctl, PfError, usable
 from hactl.relayd.relayctl import Answer as Said
-from hactl.relayd.relayctl import Relayctl, RelayctlError
+from hactl.relayd.relayctl import Hosts, Relayctl, RelayctlError
 
 log = logging.getLogger("hactld")
 
+RELAYD_SOCKET = Path("/var/run/relayd.sock")
 INTENT = 0.25  # seconds a removal waits for its intent to be on disk
 UNSURE = 60.0  # seconds for which a command that outlived its deadline may still be carried out
 UNWRITTEN = Owned(-1, "")  # stands for a record that is not on disk
+WIDE = 10.0  # seconds between two looks at pf's rules and source entries, and at a pf that is shut
+RELOADING = 60.0  # seconds for which `hactl relayd-reload` may have relayd to itself
 NO_END = 2**31  # seconds; an override may not last longer
 
 
@@ -50,9 +54,15 @@ class Daemon:
         self._config = config
         self._stopping = False
         self._wake = asyncio.Event()
-        self._relayctl = Relayctl(_programs(config))
+        self._steer(_programs(config))
         self._verdicts = Verdicts(config.run_dir / "down")
         self._store = Store(config.state_dir / "hactl.db")
+        self._marker = Marker(config.run_dir / "owned.json")
+        self._proving: asyncio.Task[None] | None = None
+        self._prove_at = float("-inf")  # the next look at pf
+        self._wide_at = float("-inf")  # the next one at its rules and sources too
+        self._statuses: tuple[tuple[str, str], ...] = ()  # of services, as of the last wide look
+        self._paused = float("-inf")  # until then relayd is another's, who reloads it
         self._runner = Runner(self._due, self._feed, self._suspect)
         self._control = Control(
             config.control.path, config.control.group, config.control.mode, self._handle
@@ -69,15 +79,28 @@ class Daemon:
         self._engine = Engine(
             plan_.plan(config), plan_.NO_CONF, self._loop.time(), counter=stored.counter
         )
-        self._engine.owned = dict(stored.owned)
+        self._engine.owned = self._inherited(stored)
         self._reserved = stored.counter
         for override in stored.overrides:
             self._engine.override(self._timed(override))
         self._engine.remember(
             {name: self._from_wall(name, lasting) for name, lasting in stored.memories.items()}
         )
-        self._written = dict(self._engine.owned)
+        self._written = dict(stored.owned)
         self._remembered: dict[str, Memory] = {}
+
+    def _steer(self, programs: Programs) -> None:
+        self._relayctl, self._pfctl = Relayctl(programs), Pfctl(programs)
+
+    def _inherited(self, stored: Stored) -> dict[Member, Owned]:
+        """Return the disables that are ours: either record will do, unless a reboot came between."""
+        marked = self._marker.read()
+        if marked is None and stored.owned:
+            log.warning(
+                "%s is gone, so this machine was started anew: %d own disables are forgotten,"
+                " as relayd forgot them", self._config.run_dir / "owned.json", len(stored.owned),
+            )  # fmt: skip
+        return {} if marked is None else {**stored.owned, **marked}
 
     # Life
 
@@ -103,6 +126,8 @@ class Daemon:
             await self._cycles()
             await self._release()
         finally:
+            if self._proving is not None:
+                self._proving.cancel()
             self._runner.stop()
             await self._control.stop()
             self._store.close()
@@ -134,7 +159,7 @@ class Daemon:
         stays = [key for key in fixed if getattr(config, key) != getattr(self._config, key)]
         config = replace(config, **{key: getattr(self._config, key) for key in fixed})
         self._config = config
-        self._relayctl = Relayctl(_programs(config))
+        self._steer(_programs(config))
         self._engine.replan(plan_.plan(config), self._loop.time())
         await self._configure()
         self._notes += [f"{key} changed: it takes a restart of hactld" for key in stays]
@@ -194,7 +219,9 @@ class Daemon:
         planned = self._loop.time()
         while not self._stopping:
             self._wake.clear()
-            await self._cycle()
+            if self._loop.time() >= self._paused:
+                await self._cycle()
+                self._look_behind()
             now = self._loop.time()
             if now >= planned:
                 planned += CYCLE * (1 + (now - planned) // CYCLE)
@@ -207,6 +234,7 @@ class Daemon:
         self._counts["cycles"] += 1
         tried: set[tuple[str, ...]] = set()
         while True:
+            self._engine.socket(self._socket_identity(), self._loop.time())
             try:
                 observation = await self._relayctl.show()
             except RelayctlError as error:
@@ -221,19 +249,33 @@ class Daemon:
             if action is None:
                 break
             tried.add(action.words())
+            self._prove_at = self._wide_at = float("-inf")
             answer = await self._act(action)
             if action.verb is Verb.POLL or answer not in (Said.DONE, Said.REFUSED):
                 break  # a poll's results need a moment; a relayd that is gone, more than that
         self._sync()
         self._report()
 
+    def _socket_identity(self) -> object:
+        """Return what tells relayd's socket from that of another start of relayd."""
+        path = self._config.relayd.socket or RELAYD_SOCKET
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns  # a chmod changes none of these
+
     async def _act(self, action: Action) -> Said:
         """Carry out one action, its intent written first; return how relayctl's call ended."""
         self._engine.intend(action)
         if action.verb is Verb.DISABLE and action.member is not None and not action.hook:
             written = self._own(action.member, self._engine.owned[action.member])
+            marked = self._marker.write(self._engine.owned)
             if not await self._kept(written):
-                log.error("the intent of %08x is not on disk; acting all the same", action.decision)
+                where = "on disk" if marked else f"on disk, nor marked ({self._marker.problem})"
+                log.error(
+                    "the intent of %08x is not %s; acting all the same", action.decision, where
+                )
         began = self._loop.time()
         if action.hook:
             assert action.member is not None
@@ -257,6 +299,60 @@ class Daemon:
             log.warning("%08x failed %s: %s", action.decision, _who(action), self._trouble)
         return outcome.answer
 
+    # Proof
+
+    def _look_behind(self) -> None:
+        """Start a look at what stands behind relayd's words, once a cycle at most.
+
+        It runs beside the cycles: no decision waits for it.
+        """
+        now = self._loop.time()
+        if now < self._prove_at or (self._proving is not None and not self._proving.done()):
+            return
+        self._prove_at = now + CYCLE / 2  # so that the next second's cycle comes after it
+        self._proving = self._loop.create_task(self._prove())
+        self._proving.add_done_callback(_complain)
+
+    async def _prove(self) -> None:
+        engine, asked = self._engine, self._loop.time()
+        with suppress(RelayctlError):  # the cycle itself says what is wrong with relayctl
+            totals = _totals(await self._relayctl.show_hosts())
+            loads = engine.reloads
+            engine.counted(totals, asked, self._loop.time())
+            if engine.reloads != loads:
+                self._wake.set()
+        names = [name for name in engine.redirects() if usable(name)]
+        if not names or engine.blind or (engine.proof.blind and asked < self._wide_at):
+            return
+        assert engine.observation is not None
+        statuses = tuple((s.name, s.status) for s in engine.observation.services)
+        wide = asked >= self._wide_at or statuses != self._statuses
+        try:
+            pf = await self._pfctl.read(names, engine.proof.pf, wide=wide)
+        except PfError as error:
+            self._wide_at = asked + WIDE
+            engine.unproved(str(error))
+        else:
+            if wide:
+                self._wide_at, self._statuses = asked + WIDE, statuses
+            engine.proved(pf, self._loop.time())
+            await self._clean()
+        self._report()
+
+    async def _clean(self) -> None:
+        """Have pf forget what leads to hosts that we removed."""
+        for cleaning in self._engine.cleanings():
+            try:
+                await self._pfctl.kill(cleaning.what, cleaning.address)
+            except PfError as error:
+                self._engine.cleaned(cleaning, done=False)
+                log.warning("%08x failed %s: %s", cleaning.decision, cleaning.what, error)
+            else:
+                self._engine.cleaned(cleaning, done=True)
+                log.info(
+                    "%08x cleared %s to=%s", cleaning.decision, cleaning.what, cleaning.address
+                )
+
     async def _release(self) -> None:
         """At the end, give back the hosts of services with `on_exit: release`."""
         services = self._engine.plan.services.values()
@@ -274,6 +370,7 @@ class Daemon:
         for member in self._written.keys() | owned.keys():
             if self._written.get(member) != owned.get(member):
                 self._own(member, owned.get(member))
+        self._marker.write(owned)
         for service, memory in self._engine.memories.items():
             if memory.lasting() != self._remembered.get(service):
                 self._remembered[service] = memory.lasting()
@@ -352,6 +449,8 @@ class Daemon:
         alerts += [text for text in (self._trouble, self._verdicts.problem) if text]
         if self._store.problem:
             alerts.append(f"the store cannot be written: {self._store.problem}")
+        if self._marker.problem:
+            alerts.append(f"the marker of own disables cannot be written: {self._marker.problem}")
         counts = self._counts | self._runner.counts
         return explain.snapshot(self._engine, self._loop.time(), hactl.__version__, alerts, counts)
 
@@ -369,7 +468,11 @@ class Daemon:
             case "thaw", (target,):
                 return await self._thaw(target)
             case "resume", (target,):
+                if request.options.get("foreign") == "yes":
+                    return self._adopt(target)
                 return await self._resume(target)
+            case "relayd-reload", ("begin" | "end" as what,):
+                return self._make_way(what)
             case _:
                 words = " ".join((request.verb, *request.words))
                 return Answer(2, f"hactld knows no request {words!r}")
@@ -425,6 +528,27 @@ class Daemon:
         log.info("override resume target=%s", _value(target))
         self._wake.set()
         return Answer(0, f"{target}: resumed{kept}")
+
+    def _adopt(self, target: str) -> Answer:
+        """Take over what somebody else disabled: from now on it is as if hactl had done it."""
+        if (wrong := self._stranger("resume", target)) is not None:
+            return wrong
+        taken = self._engine.adopt(target)
+        if not taken:
+            return Answer(1, f"{target}: nothing there was disabled by somebody else")
+        names = ", ".join(map(str, taken))
+        log.info("override resume target=%s foreign=%s", *map(_value, (target, names)))
+        self._wake.set()
+        return Answer(0, f"{target}: taken over: {names}")
+
+    def _make_way(self, what: str) -> Answer:
+        """Leave relayd to `hactl relayd-reload`, or take it back."""
+        now = self._loop.time()
+        self._paused = now + RELOADING if what == "begin" else now
+        self._engine.forgiving = self._paused + WIDE
+        self._wake.set()
+        log.info("relayd is reloaded by hactl: %s", what)
+        return Answer()
 
     async def _thaw(self, target: str) -> Answer:
         if not self._engine.thaw(target):
@@ -516,11 +640,28 @@ def _summary(snapshot: Snapshot) -> Iterable[str]:
 
 
 def _programs(config: Config) -> Programs:
-    """Return how relayctl is run."""
+    """Return how relayctl and pfctl are run."""
     relayctl = [os.fspath(config.relayd.relayctl)]
     if config.relayd.socket is not None:
         relayctl += ["-s", os.fspath(config.relayd.socket)]
-    return Local({"relayctl": relayctl}, config.relayd.timeout)
+    pfctl = [os.fspath(config.relayd.pfctl)]
+    return Local({"relayctl": relayctl, "pfctl": pfctl}, config.relayd.timeout)
+
+
+def _totals(hosts: Hosts) -> dict[int, int]:
+    """Return the checks made of each host that relayd checks by itself."""
+    return {
+        host.id: hosts.checks[host.id].total if host.id in hosts.checks else 0
+        for table in hosts.tables
+        for host in table.hosts
+        if host.parent is None and host.status is not HostStatus.DISABLED
+    }
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    """Tell of a fault of ours in a task that nobody waits for."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a look at pf failed by a fault of hactld's own: %r", error)
 
 
 def _is_name(address: str) -> bool:

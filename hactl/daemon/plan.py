@@ -31,6 +31,8 @@ def plan(config: Config) -> Plan:
         watch=config.watch,
         at={name: check.at for name, check in config.checks.items() if check.at is not None},
         causes=config.shared_fate,
+        clear_sources=config.relayd.clear_sources,
+        kill_states=config.relayd.kill_states,
     )
 
 

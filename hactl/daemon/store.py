@@ -1,5 +1,9 @@
 """store: what must survive a restart: overrides, ownership and the decision counter.
 
+Ownership is kept in a second place, a marker in run_dir.  A reboot empties that directory and
+relayd's memory of disables together; without a marker, what the database says of disables is not
+true any more.
+
 SQLite in WAL mode with one writer thread; nothing in the decision path waits for it but a
 removal's intent, and that only for a moment.  A store that fails costs memory over restarts, never
 a failover: what could not be written is counted and shown.
@@ -8,10 +12,11 @@ a failover: what could not be written is counted and shown.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -178,6 +183,51 @@ class Store:
             except RuntimeError:
                 break  # the loop is closed: hactld has ended
         db.close()
+
+
+class _Marked(Struct, frozen=True):
+    version: int
+    owned: tuple[tuple[str, int, str, int, str], ...]  # a member, then decision and cause
+
+
+class Marker:
+    """A file that a reboot removes; it has what the table `owned` has.
+
+    *problem* says why the newest could not be written, "" if it is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written: dict[Member, Owned] | None = None
+        self.problem = ""
+
+    def read(self) -> dict[Member, Owned] | None:
+        """Return what the marker has; None without one.  A broken one is there, and has nothing."""
+        try:
+            found = msgspec.json.decode(self._path.read_bytes(), type=_Marked)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            self.problem = f"{self._path}: {error}"
+            return {}
+        rows = found.owned if found.version == VERSION else ()
+        return {Member(*row[:3]): Owned(row[3], row[4]) for row in rows}
+
+    def write(self, owned: Mapping[Member, Owned]) -> bool:
+        """Write the whole marker anew if it differs; return whether it is there."""
+        if owned == self._written:
+            return True
+        rows = tuple((*member, o.decision, o.cause) for member, o in owned.items())
+        fresh = self._path.with_suffix(".new")
+        try:
+            fresh.write_bytes(msgspec.json.encode(_Marked(VERSION, rows)))
+            os.replace(fresh, self._path)  # noqa: PTH105 - atomic, and its name says so
+        except OSError as error:
+            self.problem = f"{self._path}: {error.strerror or error}"
+            return False
+        self._written = dict(owned)
+        self.problem = ""
+        return True
 
 
 def _end(written: asyncio.Future[bool], well: bool) -> None:

@@ -65,7 +65,11 @@ checks:
 services:
   mx0-smtp: &mx {{require: [smtp], grace: 3s, pace: 100% in 60s}}
   mx1-smtp: *mx
-relayd: {{conf: {dir}/hactl.conf, relayctl: {dir}/relayd/relayctl, socket: {dir}/relayd/relayd.sock}}
+relayd:
+  conf: {dir}/hactl.conf
+  relayctl: {dir}/relayd/relayctl
+  pfctl: {dir}/relayd/pfctl
+  socket: {dir}/relayd/relayd.sock
 run_dir: {dir}/run
 state_dir: {dir}/state
 """

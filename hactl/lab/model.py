@@ -76,11 +76,15 @@ class Rule(NamedTuple):
 
 
 class Pf(Struct):
-    """pf as relayd leaves it: it outlives relayd.  *changes* counts tables given other addresses."""
+    """pf as relayd leaves it: it outlives relayd.  *changes* counts tables given other addresses.
+
+    *anchored*: the main rules, which are not relayd's, call relayd's anchors.
+    """
 
     tables: dict[str, tuple[str, ...]] = {}
     rules: dict[str, Rule] = {}
     changes: int = 0
+    anchored: bool = True
 
     def fill(self, name: str, addresses: tuple[str, ...]) -> tuple[int, int]:
         """Replace the addresses of a table; return how many were added and deleted."""

@@ -93,6 +93,7 @@ class Emulator:
         self.pf = Pf()
         self.counts = Counts(Counter())
         self.switches = 0  # hosts, tables and redirects that relayctl was told to switch
+        self.reads = 0  # times that pfctl was run
         self.fault = Fault()
         self.model: Model | None = None
         self.socket = socket
@@ -364,7 +365,8 @@ class Emulator:
         address = self._sources.get((name, source), "")
         if not rule.sticky or address not in addresses:
             address = addresses[self._turn(name) % len(addresses)]
-            self._sources[name, source] = address
+            if rule.sticky:
+                self._sources[name, source] = address
         self._forward(name, client, (address, rule.port), relay=False)
 
     def _follow_relays(self, model: Model) -> None:
@@ -474,7 +476,7 @@ class Emulator:
     async def _pfctl(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             words = (await reader.read(-1)).decode(errors="replace").split("\0")[1:]
-            reply = _pfctl(self.pf, words)
+            reply = self._pf_reply(words)
             writer.write(_frame(b"o", reply.stdout.encode()) + _frame(b"e", reply.stderr.encode()))
             writer.write(_frame(b"x", bytes([reply.exit])))
             await writer.drain()
@@ -483,12 +485,36 @@ class Emulator:
         finally:
             writer.close()
 
+    def _pf_reply(self, words: list[str]) -> Reply:
+        """Answer a pfctl; source entries and states are those of sessions that came through here."""
+        self.reads += 1
+        match words:
+            case ["-sS"]:
+                rows = (
+                    f"{source} rdr-to {address} ( states 0, connections 0, rate 0.0/0s )\n"
+                    for (_, source), address in sorted(self._sources.items())
+                )
+                return Reply("".join(rows))
+            case ["-K", "0.0.0.0/0" | "::/0", "-K", host]:
+                found = [key for key, address in self._sources.items() if address == host]
+                for key in found:
+                    del self._sources[key]
+                what = f"{len(found)} src nodes"
+            case ["-k", "0.0.0.0/0" | "::/0", "-k", host]:
+                sessions = [session for session in self._sessions if session.to[0] == host]
+                for session in sessions:
+                    session.reset()
+                what = f"{len(sessions)} states"
+            case _:
+                return _pfctl(self.pf, words)
+        return Reply(stderr=f"killed {what} from 1 sources and 1 destinations\n")
+
 
 def _pfctl(pf: Pf, words: list[str]) -> Reply:
-    """Answer the three questions that hactl asks of pf."""
+    """Answer what hactl asks of pf's rules and tables."""
     match words:
         case ["-sr"]:
-            return Reply('anchor "relayd/*" all\n')
+            return Reply('anchor "relayd/*" all\n' if pf.anchored else "")
         case ["-a", anchor, "-sr"]:
             return Reply("".join(_rules(pf, anchor.removeprefix("relayd/"))))
         case ["-a", anchor, "-t", name, "-T", "show"]:
@@ -674,7 +700,7 @@ class _Session:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
-        self._to = to
+        self.to = to
         self._ready = ready
         self._ended = ended
         self._established = False
@@ -685,7 +711,7 @@ class _Session:
 
     def begin(self) -> None:
         """Connect to the host; bytes flow from then on."""
-        failed = self._host.connect_ex(self._to)
+        failed = self._host.connect_ex(self.to)
         self._loop.add_writer(self._host, self._connected, failed)
 
     def _connected(self, failed: int) -> None:

@@ -303,6 +303,15 @@ class Relayctl:
             return error.outcome
         return judge(" ".join(words), *ended)
 
+    async def reload(self) -> None:
+        """Have relayd load its file again: no answer, and never an error, whatever becomes of it.
+
+        Raise RelayctlError if relayd could not be told.
+        """
+        ended = await self._call(("reload",))
+        if ended != Ended(0, "", ""):
+            raise RelayctlError(judge("reload", *ended))
+
     async def _dump(self, words: str) -> str:
         ended = await self._call(words.split())
         if ended.code != 0:

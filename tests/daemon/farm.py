@@ -27,6 +27,17 @@ full() {
 	printf '1   \thost    \t127.0.11.4              \t       \t%s\n' "$(status 1)"
 	printf '2   \thost    \t127.0.11.5              \t       \t%s\n' "$(status 2)"
 }
+counted() { # what has no redirect, and the counts below each host
+	count=5
+	[ -e "$dir/checks" ] && read -r count < "$dir/checks"
+	full | while IFS= read -r line; do
+		case "$line" in
+		*redirect*) continue ;;
+		*host*up) printf '%s\n\t        \ttotal: %d/%d checks\n' "$line" "$count" "$count" ;;
+		*) printf '%s\n' "$line" ;;
+		esac
+	done
+}
 read -r mode < "$dir/mode"
 case "$mode $*" in
 hang*) exec sleep 60 ;;
@@ -35,12 +46,31 @@ half*summary) full | head -n 4; exit 0 ;;
 gone*) echo 'relayctl: connect: /var/run/relayd.sock: Connection refused' >&2; exit 1 ;;
 denied*) echo 'relayctl: connect: /var/run/relayd.sock: Permission denied' >&2; exit 1 ;;
 *summary) full ;;
+*"show hosts") counted ;;
 "refuse host "* | refuse-2*" 2") echo 'command failed'; exit 1 ;;
 stuck*host*) exec sleep 60 ;;
 *"host disable "*) : > "$dir/disabled.$3"; echo 'command succeeded' ;;
 *"host enable "*) rm -f "$dir/disabled.$3"; echo 'command succeeded' ;;
 *) echo 'command succeeded' ;;
 esac
+"""
+
+PFCTL = r"""#!/bin/sh
+# A pfctl for what that relayctl says; `pf` has what else is in pf's table, `pf.mode` how it fails.
+dir=${0%/*}
+echo "$*" >> "$dir/pf.calls"
+[ -e "$dir/pf.mode" ] && { cat "$dir/pf.mode" >&2; exit 1; }
+case "$*" in
+*"-T show")
+	[ -e "$dir/disabled.1" ] || echo '   127.0.11.4'
+	[ -e "$dir/disabled.2" ] || echo '   127.0.11.5'
+	[ -e "$dir/pf" ] && cat "$dir/pf" ;;
+"-sr") echo 'anchor "relayd/*" all' ;;
+*"-sr") echo 'pass in quick inet proto tcp from any to 127.0.11.1 port = 25' ;;
+-sS) [ -e "$dir/sources" ] && cat "$dir/sources" ;;
+-K*) rm -f "$dir/sources" ;;
+esac
+exit 0
 """
 
 HACTL = """\
@@ -50,7 +80,7 @@ checks:
   smtp: {{type: smtp, port: {port}, interval: 300ms, timeout: 200ms, fast_interval: 100ms, fall: 2}}
 services:
   mx-smtp: {{require: [smtp], grace: 1s}}
-relayd: {{conf: {dir}/relayd.conf, relayctl: {dir}/relayctl, timeout: 300ms}}
+relayd: {{conf: {dir}/relayd.conf, relayctl: {dir}/relayctl, pfctl: {dir}/pfctl, timeout: 300ms}}
 run_dir: {dir}/run
 state_dir: {dir}/state
 """
@@ -76,8 +106,9 @@ class Farm:
     @classmethod
     def make(cls, directory: Path, port: int) -> Farm:
         """Write every file that hactld needs."""
-        (directory / "relayctl").write_text(RELAYCTL)
-        (directory / "relayctl").chmod(0o755)
+        for name, program in (("relayctl", RELAYCTL), ("pfctl", PFCTL)):
+            (directory / name).write_text(program)
+            (directory / name).chmod(0o755)
         (directory / "relayd.conf").write_text(RELAYD)
         (directory / "hactl.yaml").write_text(HACTL.format(port=port, dir=directory))
         nodes = {

@@ -1,0 +1,157 @@
+"""hactl relayd-reload against the emulator: what it shows, what it keeps, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hactl import config as config_
+from hactl.cli import reload
+from hactl.cli.reload import Orders, Reload, ReloadError
+from hactl.relayd import reload as reload_
+from hactl.relayd.conf import parse
+from tests.lab.test_relayd import PORT, VIP, A, B, Bench, C, lab
+
+INTERVAL = 100  # of relayd, in tenths of a second here: nothing happens by itself
+RELAYD = """#!/bin/sh
+[ "$*" = "-n -f {conf}" ] || exit 9
+grep -q broken {conf} || {{ echo 'configuration OK' >&2; exit 0; }}
+echo '{conf}:1: syntax error' >&2
+exit 1
+"""
+
+
+def redirect(name: str, table: str, port: int, more: str = "check tcp") -> str:
+    return (
+        f"redirect {name} {{\n\tlisten on {VIP} port {port}\n"
+        f"\tforward to <{table}> port {PORT} {more}\n}}\n"
+    )
+
+
+HEAD = f"interval {INTERVAL}\ntimeout 500\n"
+MX = f"table <mx> {{ {A} {B} }}\n"
+SMTP, IMAP = redirect("smtp", "mx", PORT), redirect("imap", "im", PORT + 1)
+BOTH = f"{HEAD}{MX}table <im> {{ {C} }}\n{SMTP}{IMAP}"
+
+
+def reloading(bench: Bench, said: list[str], **orders: bool) -> Reload:
+    relayd = bench.directory / "relayd"
+    relayd.write_text(RELAYD.format(conf=bench.conf))
+    relayd.chmod(0o755)
+    config = config_.parse(
+        f"mode: observe\nrelayd: {{conf: {bench.conf}, relayctl: {bench.directory}/relayctl,"
+        f" pfctl: {bench.directory}/pfctl}}\n",
+        "hactl.yaml",
+    )
+    nowhere = str(bench.directory / "no.sock")
+    return Reload(config, Orders(relayd, nowhere, **orders), said.append)
+
+
+async def started(bench: Bench, conf: str = BOTH) -> None:
+    """Start relayd and fill pf."""
+    bench.conf.write_text(conf)
+    emulator = await bench.start(A, B, C)
+    await emulator.until(lambda: emulator.command("show summary").stdout.count("up\n") == 3)
+    emulator.command("poll")
+    await emulator.until(lambda: all(emulator.pf.tables.values()))
+
+
+@lab
+async def test_disables_stay_tables_are_filled_and_it_says_for_how_long_they_were_not(
+    bench: Bench,
+) -> None:
+    await started(bench)
+    bench.emulator.command("host disable 1")
+    said: list[str] = []
+    assert await reloading(bench, said).run() == 0
+    assert bench.emulator.pf.tables == {"smtp": (B,), "imap": (C,)}
+    assert "disabled" in bench.emulator.command("show summary").stdout
+    assert said[:2] == [
+        "relayd.conf: the same services, tables and hosts as relayd has",
+        "disabled, and again after the reload: 1",
+    ]
+    assert sum("was empty for" in line and line.endswith(" ms at most") for line in said) == 2
+    assert said[-1] == "pf has what relayd shows"
+
+
+@lab
+async def test_what_changes_is_shown_and_what_vanishes_leaves_pf(bench: Bench) -> None:
+    await started(bench)
+    bench.emulator.command("host disable 2")
+    bench.conf.write_text(f"{HEAD}table <mx> {{ {C} {A} {B} }}\n{SMTP}")
+    said: list[str] = []
+    assert await reloading(bench, said, dry_run=True).run() == 0
+    announced = said[:-1]
+    assert announced == [
+        "redirect imap: gone",
+        f"host {A} of smtp, table mx:{PORT}: id 1 becomes 2",
+        f"host {B} of smtp, table mx:{PORT}: id 2 becomes 3",
+        f"host {C} of smtp, table mx:{PORT}: new (id 1)",
+        "redirect imap: disabled first, or pf would keep it",
+        "disabled, and again after the reload: 1",
+    ]
+    assert bench.emulator.model is not None
+    assert bench.emulator.model.loads == 1
+    said.clear()
+    assert await reloading(bench, said).run() == 0
+    assert said[: len(announced)] == announced
+    assert (bench.emulator.pf.tables, list(bench.emulator.pf.rules)) == (
+        {"smtp": (C, A), "imap": ()},
+        ["smtp"],
+    )
+
+
+@lab
+async def test_a_broken_file_is_never_loaded(bench: Bench) -> None:
+    await started(bench)
+    bench.conf.write_text("broken")
+    with pytest.raises(ReloadError, match="syntax error") as error:
+        await reloading(bench, []).run()
+    assert error.value.code == 1
+    assert bench.emulator.pf.tables == {"smtp": (A, B), "imap": (C,)}
+
+
+@lab
+async def test_scripts_are_a_reason_to_refuse_unless_somebody_insists(bench: Bench) -> None:
+    await started(bench)
+    demoting = SMTP.replace("check tcp", "check tcp demote carp")
+    bench.conf.write_text(f"{HEAD}{MX}table <im> {{ {C} }}\n{demoting}{IMAP}")
+    said: list[str] = []
+    assert await reloading(bench, said).run() == 1
+    assert "--force reloads all the same" in said
+    assert bench.emulator.model is not None
+    assert bench.emulator.model.loads == 1
+    assert await reloading(bench, said, force=True).run() == 0
+    assert bench.emulator.model.loads == 2
+
+
+@lab
+async def test_a_relayd_that_does_not_answer_or_never_loads(bench: Bench) -> None:
+    await started(bench)
+    bench.emulator.kill()
+    with pytest.raises(ReloadError, match="Connection refused") as error:
+        await reloading(bench, []).run()
+    assert error.value.code == 3
+
+
+def conf(text: str) -> list[str]:
+    return [refusal.text for refusal in reload_.refusals(parse(text, "relayd.conf"))]
+
+
+def test_what_a_reload_is_refused_for() -> None:
+    assert conf(BOTH) == []
+    scripted = SMTP.replace("check tcp", 'check script "/hook"')
+    assert "smtp: a reload while check scripts run ends relayd" in conf(f"{HEAD}{MX}{scripted}")[0]
+    demoting = SMTP.replace("check tcp", "check tcp demote carp")
+    assert conf(f"{HEAD}{MX}{demoting}")[0].startswith("demote carp: ")
+    long = redirect("x" * 32, "mx", PORT)
+    assert next(reload_.refusals(parse(f"{HEAD}{MX}{long}", "relayd.conf"))).final
+
+
+def test_the_program_says_what_is_missing(tmp_path: Path) -> None:
+    text = f"mode: observe\nrelayd: {{conf: {tmp_path}/relayd.conf}}\n"
+    orders = Orders(tmp_path / "relayd", str(tmp_path / "no.sock"))
+    with pytest.raises(ReloadError, match=r"relayd -n: .*/relayd: No such file") as error:
+        reload.run(config_.parse(text, "hactl.yaml"), orders, print)
+    assert error.value.code == 3
