@@ -8,6 +8,7 @@ the same key waits for it: what hangs is never piled up, and goes on to count as
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
@@ -107,8 +108,12 @@ class Look:
         except OSError as error:
             if isinstance(error, TimeoutError) and error.errno is None:
                 result = self._silent()  # a library's own deadline came first
-            else:
-                result = self._cut(blame(error), (error.strerror or str(error)).lower())
+            else:  # in the system's own words, where a library has others
+                number = error.errno or 0
+                why = os.strerror(number) if number > 0 else error.strerror or str(error)
+                result = self._cut(blame(error), why.lower())
+        except EOFError:
+            result = self._cut(Verdict.FAIL, "closed in mid-answer")
         except (Exception, SystemExit) as error:  # noqa: BLE001 - no news of the node
             result = self._cut(Verdict.UNKNOWN, f"check broke: {_shown(error)}")
         self._report(result)

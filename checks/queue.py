@@ -104,7 +104,7 @@ class Queue(Probed, frozen=True, kw_only=True, tag="queue"):
         return fail(why) if _GONE.search(said) else unknown(why)
 
 
-_GONE = re.compile(rb"not running|connect|mail system is down", re.IGNORECASE)
+_GONE = re.compile(rb"not running|seem to be running|connect:|mail system is down", re.IGNORECASE)
 
 
 # What the programs print

@@ -256,5 +256,8 @@ def test_options_that_cannot_be_are_said_at_load() -> None:
 
 def test_a_server_that_is_gone_is_told_from_one_that_may_not_be_asked() -> None:
     refused = Queue().refused
-    assert refused(Ended(1, b"", b"smtpctl: smtpd is not running\n")).verdict is Verdict.FAIL
+    assert (
+        refused(Ended(1, b"", b"smtpctl: smtpd doesn't seem to be running\n")).verdict
+        is Verdict.FAIL
+    )
     assert refused(Ended(1, b"", b"doas: Operation not permitted\n")).verdict is Verdict.UNKNOWN

@@ -67,8 +67,9 @@ def test_silence_is_cut_at_the_deadline_and_at_its_step() -> None:
 @pytest.mark.parametrize(
     ("error", "verdict", "why"),
     [
-        (OSError(errno.ECONNREFUSED, "Connection refused"), "fail", "connection refused"),
-        (OSError(errno.ETIMEDOUT, "Timed out"), "fail", "timed out"),
+        (OSError(errno.ECONNREFUSED, "Connect call failed"), "fail", "connection refused"),
+        (OSError(errno.ETIMEDOUT, ""), "fail", "connection timed out"),
+        (asyncio.IncompleteReadError(b"", 9), "fail", "closed in mid-answer"),
         (OSError(errno.EMFILE, "Too many open files"), "unknown", "too many open files"),
         (socket.gaierror(-2, "Name or service not known"), "unknown", "name or service not known"),
         (TimeoutError(), "fail", "no answer in 5s"),
