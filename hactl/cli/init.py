@@ -62,46 +62,48 @@ UNVERIFIED = (
 )
 
 
-def _lines(port: int, expect: str, *then: Options, comment: str = "") -> tuple[Way, ...]:
-    """Look by lines of text."""
-    options: dict[str, object] = {"type": "banner", "port": port}
-    options |= {"expect": expect} if expect else {}
-    options |= {"then": list(then)} if then else {}
-    return (Way(options, comment),)
+def _under_tls(way: Way) -> tuple[Way, ...]:
+    """Look in the same way under TLS: with the certificate verified, and without."""
+    options = {**way.options, "tls": "implicit"}
+    return Way(options), Way({**options, "verify": False}, UNVERIFIED)
 
 
-def _under_tls(ways: Sequence[Way]) -> tuple[Way, ...]:
-    """Look in the same ways under TLS: with the certificate verified, and without."""
-    return tuple(
-        Way({**way.options, "tls": "implicit", **more}, comment)
-        for more, comment in (({}, ""), ({"verify": False}, UNVERIFIED))
-        for way in ways
-    )
-
-
-_HEAD: tuple[Options, ...] = ({"send": "HEAD / HTTP/1.0"}, {"send": "", "expect": "HTTP/1"})
-_IMAP: Options = {"send": "a LOGOUT", "expect": "a OK", "skip": "* "}
-_POP3: Options = {"send": "QUIT", "expect": "+OK"}
 _SUBMISSION: Options = {"type": "smtp", "port": 587}
+_DEEPER = "depth: rcpt, with mail_to:, sees more"
+_LOGIN = "tls: starttls, and login: FILE, see more"
+_WEB: Sequence[Options] = ({"send": "HEAD / HTTP/1.0"}, {"send": "", "expect": "HTTP/1"})
+
+
+def _web(port: int) -> Way:
+    """Look by lines of text, which needs no library."""
+    return Way({"type": "banner", "port": port, "then": _WEB})
+
 
 GUESSES: Mapping[int, Guess] = {
-    25: Guess("smtp", (Way({"type": "smtp"}, "depth: rcpt, with mail_to:, sees more"),)),
-    80: Guess("http", _lines(80, "", *_HEAD)),
-    110: Guess("pop3", _lines(110, "+OK", _POP3)),
-    143: Guess("imap", _lines(143, "* OK", _IMAP)),
-    443: Guess("https", _under_tls(_lines(443, "", *_HEAD)), certificate=True),
-    465: Guess("smtps", _under_tls((Way({"type": "smtp", "port": 465}),)), certificate=True),
+    24: Guess("lmtp", (Way({"type": "lmtp"}, _DEEPER),)),
+    25: Guess("smtp", (Way({"type": "smtp"}, _DEEPER),)),
+    80: Guess("http", (_web(80),)),
+    110: Guess("pop3", (Way({"type": "pop3"}, _LOGIN),)),
+    143: Guess("imap", (Way({"type": "imap"}, _LOGIN),)),
+    443: Guess("https", _under_tls(_web(443)), certificate=True),
+    465: Guess("smtps", _under_tls(Way({"type": "smtp", "port": 465})), certificate=True),
     587: Guess(
         "submission",
         (
             Way({**_SUBMISSION, "tls": "starttls"}),
             Way({**_SUBMISSION, "tls": "starttls", "verify": False}, UNVERIFIED),
-            Way(_SUBMISSION, "tls: starttls, and login: FILE, see more"),
+            Way(_SUBMISSION, _LOGIN),
         ),
     ),
-    783: Guess("spamd", (Way({"type": "spamd"}),)),
-    993: Guess("imaps", _under_tls(_lines(993, "* OK", _IMAP)), certificate=True),
-    995: Guess("pop3s", _under_tls(_lines(995, "+OK", _POP3)), certificate=True),
+    783: Guess(
+        "spamd",
+        (
+            Way({"type": "spamd"}),
+            Way({"type": "spamd", "gtube": "0s"}, "without gtube: 0s it must find spam, too"),
+        ),
+    ),
+    993: Guess("imaps", _under_tls(Way({"type": "imap", "port": 993})), certificate=True),
+    995: Guess("pop3s", _under_tls(Way({"type": "pop3", "port": 995})), certificate=True),
     3306: Guess(
         "mysql",
         (
@@ -111,8 +113,14 @@ GUESSES: Mapping[int, Guess] = {
             ),
         ),
     ),
-    3310: Guess("clamd", _lines(3310, "", {"send": "PING", "expect": "PONG"})),
-    4190: Guess("sieve", _lines(4190, '"IMPLEMENTATION"')),
+    3310: Guess(
+        "clamd",
+        (
+            Way({"type": "clamd"}),
+            Way({"type": "clamd", "sample": "0s"}, "without sample: 0s it must find EICAR's, too"),
+        ),
+    ),
+    4190: Guess("sieve", (Way({"type": "sieve"}, _LOGIN),)),
 }
 PLAIN = {443: 80, 465: 25, 993: 143, 995: 110}  # what is behind a relay that ends TLS
 
@@ -330,7 +338,7 @@ def host_names(text: str) -> dict[str, str]:
 
 HEAD = """\
 # hactl.yaml, made by hactl init from {conf}.
-# hactl.yaml(5) explains every key, `hactld -n` checks this file.
+# hactl.yaml(5) explains every key, `hactld -n` checks the file, `hactl doctor` the whole set-up.
 
 # With observe hactl decides and shows, and touches nothing; with relayctl it acts.
 mode: observe
