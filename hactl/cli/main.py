@@ -250,6 +250,21 @@ def relayd_reload(dry_run: bool, force: bool, program: str, file: str, socket: s
     sys.exit(code)
 
 
+@main.command()
+@_file
+@_json
+@_socket
+def doctor(file: str, as_json: bool, socket: str | None) -> None:
+    """Check the whole set-up: files, relayd, pf, hactld, machine; say what to do.
+
+    Exit codes: 0 all is ok, 1 warnings, 2 errors or wrong usage, 3 relayd or hactld cannot be asked.
+    """
+    from hactl.cli.doctor import run
+
+    socket = socket or os.environ.get("HACTL_SOCKET")
+    sys.exit(run(Path(file), socket, as_json=as_json, say=click.echo))
+
+
 @main.group()
 def config() -> None:
     """Show the configuration, or what it may be."""

@@ -513,6 +513,10 @@ class Emulator:
 def _pfctl(pf: Pf, words: list[str]) -> Reply:
     """Answer what hactl asks of pf's rules and tables."""
     match words:
+        case ["-s", "info"]:
+            return Reply("Status: Enabled for 0 days 00:00:01             Debug: err\n")
+        case ["-a", "relayd", "-s", "Anchors"]:
+            return Reply("".join(f"  relayd/{name}\n" for name in pf.rules))
         case ["-sr"]:
             return Reply('anchor "relayd/*" all\n' if pf.anchored else "")
         case ["-a", anchor, "-sr"]:

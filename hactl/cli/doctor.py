@@ -1,0 +1,426 @@
+"""doctor: one page of checked facts about hactl, relayd, pf and the machine.
+
+Here the facts are read; each may fail by itself, and that is then what is known.  What they mean is
+judged in `_judge`.  Nothing is changed, and relayd is asked for nothing but `show`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import ipaddress
+import json
+import os
+import platform
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+import hactl
+from checks import Option
+from hactl import config as config_
+from hactl.cli import ask as ask_
+from hactl.cli._judge import (
+    Certified,
+    Disk,
+    Facts,
+    File,
+    Level,
+    Other,
+    Printed,
+    Resolved,
+    Role,
+    Row,
+    Script,
+    Unread,
+    anchors,
+    differences,
+    exit_code,
+    judge,
+    steers,
+)
+from hactl.config import Config, ConfigError
+from hactl.core.explain import Snapshot
+from hactl.core.model import Checked, Kind, Observation, Probe
+from hactl.core.units import Secret
+from hactl.daemon import plan as plan_
+from hactl.relayd import conf as conf_
+from hactl.relayd.command import CommandError, Failure, Local
+from hactl.relayd.conf import ConfError, RelaydConf
+from hactl.relayd.hook import linked
+from hactl.relayd.pf import SHOW_MAIN, show_rules, show_table, usable
+from hactl.relayd.relayctl import Relayctl, RelayctlError
+from hactl.show import paint, safe
+
+SOCKET = "/var/run/relayd.sock"  # relayd's, unless a file says otherwise
+PATIENCE = 5.0  # seconds for hactld, and for a name
+AGAIN = 10.0  # seconds at most until pf is looked at once more
+LOOKS = 100  # certificates
+ELSEWHERE = Unread("not OpenBSD: not looked at", absent=True)
+
+
+async def gather(path: Path, socket: str | None) -> Facts:
+    """Read all facts; *path* is hactl.yaml, *socket* hactld's if it is not the one named there."""
+    problems: tuple[str, ...] = ()
+    try:
+        config = config_.load(path)
+    except ConfigError as error:
+        config, problems = Config(mode="observe"), tuple(map(str, error.errors))
+    conf = _conf(config)
+    programs = _programs(config)
+    status, tested, names, carp, group, ntp = await asyncio.gather(
+        _status(socket or str(config.control.path)),
+        _tested(programs, conf),
+        _resolve(_names(config, conf)),
+        _openbsd(programs, "ifconfig", "carp"),
+        _openbsd(programs, "ifconfig", "-g", "carp"),
+        _openbsd(programs, "ntpctl", "-s", "status"),
+    )
+    facts = Facts(
+        platform.system(),
+        time.time(),
+        str(path),
+        config,
+        problems,
+        conf,
+        tested,
+        status=status,
+        version=hactl.__version__,
+        carp=carp,
+        carp_group=group,
+        ntp=ntp,
+        files=tuple(_files(path, config, conf)),
+        scripts=tuple(_scripts(conf)),
+        disks=tuple(map(_disk, (config.state_dir, config.run_dir))),
+        resolved=names,
+        certified=await _certificates(config, conf),
+        descriptors=None if isinstance(status, Unread) else status.counts.get("cap"),
+        others=await asyncio.to_thread(_others),
+    )
+    return await _relayd(facts, programs)
+
+
+def _conf(config: Config) -> RelaydConf | Unread:
+    try:
+        return conf_.read(config.relayd.conf)
+    except ConfError as error:
+        return Unread(str(error))
+
+
+def _programs(config: Config) -> Local:
+    """Return how programs are run; relayd(8) is where relayctl(8) is."""
+    relayctl = [os.fspath(config.relayd.relayctl)]
+    if config.relayd.socket is not None:
+        relayctl += ["-s", os.fspath(config.relayd.socket)]
+    commands = {
+        "relayctl": relayctl,
+        "relayd": [os.fspath(config.relayd.relayctl.with_name("relayd"))],
+        "pfctl": [os.fspath(config.relayd.pfctl)],
+        "ifconfig": ["/sbin/ifconfig"],
+        "ntpctl": ["/usr/sbin/ntpctl"],
+    }
+    return Local(commands, config.relayd.timeout)
+
+
+async def _run(programs: Local, program: str, *words: str) -> Printed | Unread:
+    try:
+        ended = await programs.run(program, words)
+    except CommandError as error:
+        away = error.failure is Failure.NOT_RUN and platform.system() != "OpenBSD"
+        return ELSEWHERE if away else Unread(str(error))
+    return Printed(ended.out, ended.code, ended.err)
+
+
+async def _openbsd(programs: Local, program: str, *words: str) -> Printed | Unread:
+    """Run what means the same on OpenBSD alone."""
+    if platform.system() != "OpenBSD":
+        return ELSEWHERE
+    return await _run(programs, program, *words)
+
+
+async def _tested(programs: Local, conf: RelaydConf | Unread) -> Printed | Unread:
+    """Let relayd itself judge the file."""
+    if isinstance(conf, Unread):
+        return ELSEWHERE
+    printed = await _run(programs, "relayd", "-n", "-f", conf.sources[0])
+    if isinstance(printed, Printed) and "need root privileges" in printed.err:
+        return Unread("relayd -n needs root")
+    return printed
+
+
+async def _status(socket: str) -> Snapshot | Unread:
+    try:
+        reply = await asyncio.to_thread(ask_.ask, socket, "status", timeout=PATIENCE)
+        return msgspec.convert(reply.data, Snapshot)
+    except ask_.AskError as error:
+        return Unread(str(error))
+    except msgspec.ValidationError as error:
+        return Unread(f"hactld's answer is not understood: {error}")
+
+
+# relayd and pf, which are compared
+
+
+async def _relayd(facts: Facts, programs: Local) -> Facts:
+    """Read what relayd shows and what pf has; once more if they differ, for relayd is late."""
+    facts = await _compared(facts, programs)
+    if any(differences(facts)):
+        interval = AGAIN if isinstance(facts.conf, Unread) else facts.conf.interval
+        await asyncio.sleep(min(interval + 0.5, AGAIN))
+        facts = await _compared(facts, programs)
+    return facts
+
+
+async def _compared(facts: Facts, programs: Local) -> Facts:
+    began = time.monotonic()
+    show: Observation | Unread
+    try:
+        show = await Relayctl(programs).show()
+    except RelayctlError as error:
+        show = Unread(str(error), answer=error.outcome.answer)
+    took = time.monotonic() - began
+    info, main, listed = [
+        _refused(printed)
+        for printed in await asyncio.gather(
+            _run(programs, "pfctl", "-s", "info"),
+            _run(programs, "pfctl", *SHOW_MAIN),
+            _run(programs, "pfctl", "-a", "relayd", "-s", "Anchors"),
+        )
+    ]
+    shown = () if isinstance(show, Unread) else show.services
+    names = [service.name for service in shown if service.kind is Kind.REDIRECT]
+    names = [name for name in names if usable(name)]
+    left = anchors(listed.out) if isinstance(listed, Printed) else []
+    left = [name for name in left if usable(name) and name not in names]
+    tables = [await _run(programs, "pfctl", *show_table(name)) for name in names]
+    rules = [await _run(programs, "pfctl", *show_rules(name)) for name in (*names, *left)]
+    return replace(
+        facts,
+        show=show,
+        took=took,
+        pf_info=info,
+        pf_rules=main,
+        pf_list=listed,
+        pf_tables=dict(zip(names, map(_refused, tables), strict=True)),
+        pf_anchors=dict(zip((*names, *left), map(_refused, rules), strict=True)),
+    )
+
+
+def _refused(printed: Printed | Unread) -> Printed | Unread:
+    """Take what pfctl refused for unread, save that a table is not there: it is then empty."""
+    if isinstance(printed, Unread) or printed.code == 0:
+        return printed
+    said = printed.err.strip().splitlines() or ["pfctl says nothing"]
+    return Printed("") if "does not exist" in said[-1] else Unread(said[-1])
+
+
+# The machine
+
+
+def _files(path: Path, config: Config, conf: RelaydConf | Unread) -> Iterator[File]:
+    """Look at who may do what; files that are not there are told of elsewhere."""
+    sources: tuple[str, ...] = (str(config.relayd.conf),)
+    named = None
+    if isinstance(conf, RelaydConf):
+        sources, named = conf.sources, conf.socket
+    roles = {
+        str(path): Role.CONFIGURATION,
+        **dict.fromkeys(sources, Role.CONFIGURATION),
+        **dict.fromkeys(_logins(config), Role.LOGIN),
+        str(config.control.path): Role.CONTROL,
+        str(config.relayd.socket or named or SOCKET): Role.RELAYD,
+        str(config.run_dir): Role.DIRECTORY,
+        str(config.state_dir): Role.DIRECTORY,
+        str(config.state_dir / "hactl.db"): Role.STATE,
+        str(config.relayd.relayctl): Role.PROGRAM,
+    }
+    for name, role in roles.items():
+        with suppress(OSError):
+            found = Path(name).stat()
+            group = str(found.st_gid)
+            with suppress(KeyError):
+                group = grp.getgrgid(found.st_gid).gr_name
+            if role is not Role.CONFIGURATION or stat.S_ISREG(found.st_mode):
+                yield File(name, role, stat.S_IMODE(found.st_mode), group, found.st_mtime)
+
+
+def _logins(config: Config) -> Iterator[str]:
+    """Yield the files of all secrets."""
+    for check in config.checks.values():
+        for field in check.option.__struct_fields__:
+            value = getattr(check.option, field)
+            if isinstance(value, Secret):
+                yield value.path
+
+
+def _scripts(conf: RelaydConf | Unread) -> Iterator[Script]:
+    """Look at the programs that relayd runs as checks."""
+    services = conf.services if isinstance(conf, RelaydConf) else ()
+    tables = [each for service in services for each in service.tables if each.check == "script"]
+    for name in dict.fromkeys(each.argument.path for each in tables):
+        path, ours, why, mode = Path(name), False, "", 0
+        try:
+            ours = linked(path)
+            mode = path.stat().st_mode | path.parent.stat().st_mode
+            why = "" if path.stat().st_mode & 0o111 else "not executable"
+        except OSError as error:
+            why = error.strerror or str(error)
+        yield Script(name, why, ours, bool(mode & 0o002))
+
+
+def _disk(path: Path) -> Disk:
+    try:
+        found = os.statvfs(path)
+    except OSError as error:
+        return Disk(str(path), why=error.strerror or str(error))
+    return Disk(
+        str(path),
+        found.f_bavail * found.f_frsize,
+        found.f_favail if found.f_files else None,
+        bool(found.f_flag & os.ST_RDONLY),
+    )
+
+
+def _names(config: Config, conf: RelaydConf | Unread) -> set[str]:
+    """Return the host names that somebody has to look up."""
+    words = {address for node in config.nodes.values() for address in node.addresses}
+    if isinstance(conf, RelaydConf):
+        words |= {h.name for s in conf.services for t in s.tables for h in t.hosts}
+    return {word for word in words if config_.is_address(word) and not _is_ip(word)}
+
+
+async def _resolve(names: Iterable[str]) -> dict[str, Resolved]:
+    loop = asyncio.get_running_loop()
+
+    async def look(name: str) -> Resolved:
+        began = loop.time()
+        try:
+            found = await asyncio.wait_for(loop.getaddrinfo(name, None), PATIENCE)
+        except TimeoutError:
+            return Resolved(PATIENCE, why=f"no answer in {PATIENCE:g}s")
+        except OSError as error:
+            return Resolved(loop.time() - began, why=error.strerror or str(error))
+        addresses = dict.fromkeys(str(each[4][0]) for each in found)
+        return Resolved(loop.time() - began, tuple(addresses))
+
+    each = sorted(names)
+    return dict(zip(each, await asyncio.gather(*map(look, each)), strict=True))
+
+
+async def _certificates(config: Config, conf: RelaydConf | Unread) -> tuple[Certified, ...]:
+    """Look once at every port under TLS that hactl checks."""
+    from hactl.daemon.runner import Runner
+
+    secure = {name: check for name, check in config.checks.items() if _is_secure(check.option)}
+    probes = sorted(probe for probe in _probes(config, conf) if probe.check in secure)[:LOOKS]
+    if not probes:
+        return ()
+    loop = asyncio.get_running_loop()
+    runner = Runner(lambda now: [], lambda checked: None)
+    try:
+        runner.configure(secure)
+        await runner.resolve({p.address for p in probes if not _is_ip(p.address)})
+        ended: list[asyncio.Future[Checked]] = [loop.create_future() for _ in probes]
+        for probe, future in zip(probes, ended, strict=True):
+            runner.look(probe, future.set_result)
+        results = [checked.result for checked in await asyncio.gather(*ended)]
+    finally:
+        runner.stop()
+    return tuple(
+        Certified(p.node, p.check, r.verdict, r.reason, r.measures.get("left_days"))
+        for p, r in zip(probes, results, strict=True)
+    )
+
+
+def _is_secure(option: Option) -> bool:
+    """Tell whether a check speaks TLS: it has a policy, and is not told to leave TLS off."""
+    return hasattr(option, "policy") and getattr(option, "tls", "") != "off"
+
+
+def _probes(config: Config, conf: RelaydConf | Unread) -> set[Probe]:
+    """Return who is looked at with what, as far as the files tell."""
+    plan = plan_.plan(config)
+    owners = {word: node.name for node in plan.nodes.values() for word in node.words}
+    used = {(node, check) for node, names in config.watch.items() for check in names}
+    for service in conf.services if isinstance(conf, RelaydConf) else ():
+        asks = config.services.get(service.name)
+        hosts = {host.name for each in service.tables for host in each.hosts} & owners.keys()
+        if asks is not None:
+            names = (*asks.require, *asks.prefer, *asks.watch)
+            used |= {(plan.at.get(name, owners[host]), name) for host in hosts for name in names}
+    return {Probe(node, check, config.nodes[node].addresses[0]) for node, check in used}
+
+
+def _is_ip(word: str) -> bool:
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(word))
+    return False
+
+
+def _others() -> tuple[Other, ...]:
+    """Find the hactlds that run, each once: a child or helper of one is no other."""
+    import psutil
+
+    found = {}
+    for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
+        words = process.info["cmdline"] or []
+        if any(word == "hactl.daemon.main" or Path(word).name == "hactld" for word in words[:4]):
+            found[process.info["pid"]] = process.info["ppid"], words
+    return tuple(
+        Other(pid, file, _steered(file))
+        for pid, (parent, words) in sorted(found.items())
+        if parent not in found
+        for file in [_option(words, "-f", "/etc/hactl.yaml")]
+    )
+
+
+def _option(words: Sequence[str], option: str, default: str) -> str:
+    """Return what follows an option in a command line, in the same word or the next."""
+    for word, after in zip(words, (*words[1:], default), strict=True):
+        if word.startswith(option):
+            return word.removeprefix(option) or after
+    return default
+
+
+def _steered(file: str) -> tuple[str, str] | None:
+    try:
+        return steers(config_.load(Path(file)))
+    except ConfigError:
+        return None
+
+
+# The command
+
+_COLOURS = {Level.OK: "", Level.WARNING: "yellow", Level.ERROR: "red"}
+
+
+def page(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the page: what was found, with what to do below it, and the sum."""
+    width = max(len(row.what) for row in rows)
+    for row in rows:
+        line = f"{row.level:<7}  {safe(row.what):<{width}}  {safe(row.found)}"
+        yield paint(line, _COLOURS[row.level])
+        if row.advice:
+            yield f"{'':9}{'':{width}}  -> {safe(row.advice)}"
+    levels = [row.level for row in rows]
+    yield ""
+    yield (
+        f"{levels.count(Level.ERROR)} errors, {levels.count(Level.WARNING)} warnings,"
+        f" {levels.count(Level.OK)} ok"
+    )
+
+
+def run(path: Path, socket: str | None, *, as_json: bool, say: Callable[[str], object]) -> int:
+    """Do what `hactl doctor` is asked for and return its exit code."""
+    rows = judge(asyncio.run(gather(path, socket)))
+    code = exit_code(rows)
+    if as_json:
+        say(json.dumps({"exit": code, "rows": msgspec.to_builtins(rows)}, indent=1))
+    else:
+        say("\n".join(page(rows)))
+    return code

@@ -1,0 +1,521 @@
+"""doctor: every planted mistake has its own row, and a good set-up has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from hactl import config
+from hactl.cli._judge import (
+    Certified,
+    Disk,
+    Facts,
+    File,
+    Level,
+    Other,
+    Printed,
+    Resolved,
+    Role,
+    Script,
+    Unread,
+    exit_code,
+    judge,
+)
+from hactl.cli.init import propose, text
+from hactl.core.explain import ProbeView, ServiceView, Snapshot
+from hactl.core.model import Verdict
+from hactl.lab.model import Model
+from hactl.lab.relayd import _pfctl
+from hactl.relayd import conf as conf_
+from hactl.relayd.conf import RelaydConf
+from hactl.relayd.relayctl import Answer, parse
+from tests.cli.test_init import CONFS
+
+PAIR = CONFS[0].read_text()
+CARP = """\
+carp0: flags=8843<UP,BROADCAST,RUNNING,SIMPLEX,MULTICAST> mtu 1500
+\tlladdr 00:00:5e:00:01:01
+\tindex 5 priority 15 llprio 3
+\tcarp: MASTER carpdev em0 vhid 1 advbase 1 advskew 0
+\tgroups: carp
+\tstatus: master
+\tinet 192.0.2.10 netmask 0xffffff00 broadcast 192.0.2.255
+carp1: flags=8843<UP,BROADCAST,RUNNING,SIMPLEX,MULTICAST> mtu 1500
+\tcarp: MASTER carpdev em1 vhid 2 advbase 1 advskew 0
+"""
+INFO = "Status: Enabled for 4 days 00:04:11              Debug: err\n\nState Table  Total  Rate\n"
+NOW = 1_800_000_000.0
+STEERS = ("/usr/sbin/relayctl", "")
+
+
+def running(conf: RelaydConf, addresses: dict[str, str]) -> Model:
+    """Let relayd run until it has settled, with every host well."""
+    model = Model("later")
+    model.load(conf, 0.0, addresses)
+    for second in range(8):
+        for check in model.advance(float(second)):
+            model.check_done(check, True, second + 0.1)
+    return model
+
+
+def good(conf: RelaydConf) -> Facts:
+    """Return the facts of a machine where all is well, with what init makes of *conf*."""
+    made = config.parse(text(propose(conf), conf, Path("/etc/relayd.conf")), "hactl.yaml")
+    hosts = [host.name for s in conf.services for each in s.tables for host in each.hosts]
+    names = sorted({name for name in hosts if name[0].isalpha()})
+    addresses = {name: f"10.1.1.{number}" for number, name in enumerate(names, 1)}
+    model = running(conf, addresses)
+    show = parse(model.command(["show", "summary"], 8.0).stdout, 8.0, whole=True)
+    redirects = [service.name for service in show.services if service.kind == "redirect"]
+
+    def pfctl(*words: str) -> Printed:
+        reply = _pfctl(model.pf, list(words))
+        return Printed(reply.stdout)
+
+    return Facts(
+        "OpenBSD",
+        NOW,
+        "/etc/hactl.yaml",
+        made,
+        conf=conf,
+        tested=Printed("", 0, "configuration OK\n"),
+        show=show,
+        took=0.004,
+        status=snapshot(made),
+        version="0.1.0",
+        pf_info=Printed(INFO),
+        pf_rules=pfctl("-sr"),
+        pf_list=Printed("".join(f"  relayd/{name}\n" for name in model.pf.rules)),
+        pf_tables={n: pfctl("-a", f"relayd/{n}", "-t", n, "-T", "show") for n in redirects},
+        pf_anchors={n: pfctl("-a", f"relayd/{n}", "-sr") for n in redirects},
+        carp=Printed(CARP),
+        carp_group=Printed("carp: carp demote count 0\n"),
+        ntp=Printed("4/4 peers valid, constraint offset -1s, clock synced, stratum 3\n"),
+        files=(
+            File("/etc/hactl.yaml", Role.CONFIGURATION, 0o100640, "_hactl", NOW - 9),
+            File("/etc/relayd.conf", Role.CONFIGURATION, 0o100600),
+            File("/var/run/hactl/hactl.sock", Role.CONTROL, 0o140660, "_hactl"),
+            File("/var/run/relayd.sock", Role.RELAYD, 0o140660),
+            File("/var/db/hactl", Role.DIRECTORY, 0o040750, "_hactl"),
+            File("/usr/sbin/relayctl", Role.PROGRAM, 0o100555, "bin"),
+        ),
+        disks=(Disk("/var/db/hactl", 4 << 30, 90_000), Disk("/var/run/hactl", 4 << 30, 90_000)),
+        resolved={name: Resolved(0.01, (address,)) for name, address in addresses.items()},
+        certified=(Certified("mx0", "smtps", Verdict.OK, "fine", 60.0),),
+        descriptors=1984,
+        others=(Other(4711, "/etc/hactl.yaml", STEERS), Other(4712, "/etc/agent.yaml", None)),
+    )
+
+
+def snapshot(made: config.Config, **changes: object) -> Snapshot:
+    probes = tuple(
+        ProbeView(node, "smtp", "10.0.0.4", "up", 9.0, 0, 3, "", 0.5, "ok", "greets")
+        for node in made.nodes
+    )
+    services = tuple(
+        ServiceView(name, s.mode, "active", 2, 1, ()) for name, s in made.services.items()
+    )
+    seen = Snapshot(1, "0.1.0", 86400.0, "", 0.4, services, probes, (), (), {"cap": 1984})
+    return replace(seen, **changes)
+
+
+def pair(*changes: tuple[str, str]) -> Facts:
+    """Return the facts of the pair with its relayd.conf changed, loaded, and settled."""
+    text = PAIR
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return good(conf_.parse(text, "/etc/relayd.conf"))
+
+
+def bad(facts: Facts) -> list[tuple[str, str, str]]:
+    return [(r.level.value, r.what, r.found) for r in judge(facts) if r.level is not Level.OK]
+
+
+@pytest.mark.parametrize("path", CONFS, ids=lambda path: path.stem)
+def test_a_good_set_up_has_no_fault(path: Path) -> None:
+    facts = good(conf_.read(path))
+    assert bad(facts) == []
+    assert exit_code(judge(facts)) == 0
+    assert all(row.found and not row.advice for row in judge(facts))
+
+
+def relay(tables: str, *lines: str) -> Callable[[], Facts]:
+    """Return the facts of a relay with options of its own."""
+    options = "\n".join(f"\t{line}" for line in lines)
+    conf = f"interval 2\n{tables}\nrelay web {{\n\tlisten on 192.0.2.1 port 80\n{options}\n}}\n"
+    return lambda: good(conf_.parse(conf, "/etc/relayd.conf"))
+
+
+WEB = "table <web> { 10.0.0.4 retry 2, 10.0.0.5 retry 2 }"
+
+
+def changed(**changes: object) -> Callable[[], Facts]:
+    return lambda: replace(pair(), **changes)
+
+
+def told(**changes: object) -> Callable[[], Facts]:
+    """Return the pair's facts with another snapshot of hactld."""
+
+    def make() -> Facts:
+        facts = pair()
+        return replace(facts, status=snapshot(facts.config, **changes))
+
+    return make
+
+
+def configured(*changes: tuple[str, str]) -> Callable[[], Facts]:
+    """Return the pair's facts with hactl.yaml changed, and loaded."""
+
+    def make() -> Facts:
+        facts = pair()
+        assert isinstance(facts.conf, RelaydConf)
+        text_ = text(propose(facts.conf), facts.conf, Path("/etc/relayd.conf"))
+        for old, new in changes:
+            assert old in text_
+            text_ = text_.replace(old, new)
+        made = config.parse(text_, "hactl.yaml")
+        return replace(facts, config=made, status=snapshot(made))
+
+    return make
+
+
+def runs(*changes: tuple[str, str]) -> Callable[[], Facts]:
+    """Return the pair's facts while relayd and pf run by another relayd.conf."""
+
+    def make() -> Facts:
+        other = pair(*changes)
+        return replace(
+            pair(), show=other.show, pf_list=other.pf_list, pf_tables=other.pf_tables,
+            pf_anchors=other.pf_anchors,
+        )  # fmt: skip
+
+    return make
+
+
+def with_file(path: str, role: Role, mode: int, group: str = "wheel") -> Callable[[], Facts]:
+    def make() -> Facts:
+        facts = pair()
+        others = tuple(file for file in facts.files if file.path != path)
+        return replace(facts, files=(*others, File(path, role, mode, group)))
+
+    return make
+
+
+def scripted(script: Script) -> Facts:
+    """Return the pair's facts with a script that relayd asks."""
+    return replace(
+        pair(("<mx0> check tcp", f'<mx0> check script "{script.path}"')), scripts=(script,)
+    )
+
+
+def unasked(answer: Answer, why: str) -> Callable[[], Facts]:
+    return changed(show=Unread(why, answer=answer), pf_tables={}, pf_anchors={})
+
+
+E, W = "error", "warning"
+Mistake = tuple[Callable[[], Facts], list[tuple[str, str, str]]]
+MISTAKES: dict[str, Mistake] = {
+    "no hactl.yaml": (
+        changed(config_problems=("/etc/hactl.yaml: No such file or directory",)),
+        [(E, "hactl.yaml", "/etc/hactl.yaml: No such file or directory")],
+    ),
+    "a secret for others": (
+        changed(config_problems=("hactl.yaml:7:30: checks.x.login: expected a secret's file",)),
+        [(E, "hactl.yaml", "hactl.yaml:7:30: checks.x.login: expected a secret's file")],
+    ),
+    "no relayd.conf": (
+        changed(conf=Unread("/etc/relayd.conf: Permission denied")),
+        [(E, "relayd.conf", "/etc/relayd.conf: Permission denied")],
+    ),
+    "relayd -n refuses": (
+        changed(tested=Printed("", 1, "/etc/relayd.conf:9: syntax error\n")),
+        [(E, "relayd.conf", "relayd -n refuses it: /etc/relayd.conf:9: syntax error")],
+    ),
+    "a name too long for pf": (
+        lambda: pair(("mx0-smtp", "mx0-smtp-of-the-example-organisation")),
+        [(E, "relayd.conf",
+          "redirect mx0-smtp-of-the-example-organisation: longer than 31 characters")],
+    ),
+    "no relayctl": (
+        unasked(Answer.NOT_RUN, "relayctl: show summary: /usr/sbin/relayctl: No such file"),
+        [(E, "relayctl", "relayctl: show summary: /usr/sbin/relayctl: No such file")],
+    ),
+    "no relayd": (
+        unasked(Answer.GONE, "relayctl: show summary: connect: /var/run/relayd.sock: Connection refused"),
+        [(E, "relayctl", "relayctl: show summary: connect: /var/run/relayd.sock: Connection refused")],
+    ),
+    "relayctl of a strange release": (
+        unasked(Answer.NONSENSE, "relayctl: show summary: line 1: no header"),
+        [(E, "relayctl", "relayctl: show summary: line 1: no header")],
+    ),
+    "a redirect is disabled": (
+        runs(("redirect mx1-smtp {", "redirect mx1-smtp {\n\tdisable")),
+        [(W, "relayd", "redirect mx1-smtp is disabled in relayd")],
+    ),
+    "a table is disabled": (
+        runs(("table <mx1>", "table <mx1> disable")),
+        [(W, "relayd", "redirect mx1-smtp: table mx1:25 is disabled in relayd")],
+    ),
+    "relayd was not reloaded: hosts": (
+        runs(("10.0.0.5 retry 2", "10.0.0.9 retry 2")),
+        [(E, "relayd", "redirect mx0-smtp has mx0:25 (1=10.0.0.4), fallback-mx0:25 (2=10.0.0.9);"
+          " relayd.conf says mx0:25 (1=10.0.0.4), fallback-mx0:25 (2=10.0.0.5)"),
+         (E, "relayd", "redirect mx1-smtp has mx1:25 (3=10.0.0.9), fallback-mx1:25 (4=10.0.0.4);"
+          " relayd.conf says mx1:25 (3=10.0.0.5), fallback-mx1:25 (4=10.0.0.4)")],
+    ),
+    "relayd was not reloaded: services": (
+        runs(("redirect mx1-smtp", "redirect imap")),
+        [(E, "relayd", "does not run redirect mx1-smtp of relayd.conf"),
+         (E, "relayd", "runs redirect imap, which is not in relayd.conf")],
+    ),
+    "a service that relayd does not have": (
+        configured(("mx1-smtp: {", "mx1-smpt: {")),
+        [(E, "services", "no redirect or relay mx1-smpt in relayd.conf; nothing is steered by it")],
+    ),
+    "a host that is no node": (
+        configured(("mx1: 10.0.0.5", "mx1: 10.0.0.6")),
+        [(W, "nodes", "service mx0-smtp: host 10.0.0.5 of table fallback-mx0 is no node"),
+         (W, "nodes", "service mx1-smtp: host 10.0.0.5 of table mx1 is no node"),
+         (W, "nodes", "node mx1: in no table of relayd.conf, and not watched")],
+    ),
+    "a long interval": (
+        lambda: pair(("interval 2", "interval 10")),
+        [(W, "interval",
+          "10s: a host that comes back gets traffic 10s to 20s later, as that takes two")],
+    ),
+    "an interval of a table's own": (
+        lambda: pair(("<mx0> check tcp", "<mx0> check tcp interval 4")),
+        [(W, "interval", "table mx0:25 is looked at every 6s, not 4s")],
+    ),
+    "no retry": (
+        lambda: pair(("10.0.0.5 retry 2", "10.0.0.5")),
+        [(W, "retry", "0 in fallback-mx0:25, mx1:25: a loss of 5 % of relayd's own checks rewrites"
+          " pf 35 times an hour, with retry 2 0.3 times")],
+    ),
+    "the poll trap": (
+        lambda: pair(("timeout 500", "timeout 1500")),
+        [(W, "timeout", "1.5s in mx0:25, fallback-mx0:25, mx1:25, fallback-mx1:25: a relayctl poll"
+          " within it, with retry, puts a dead host in service")],
+    ),
+    "a script": (
+        lambda: pair(("<mx0> check tcp", '<mx0> check script "/usr/local/bin/check"')),
+        [(W, "script checks",
+          "mx0:25: a reload while scripts run kills relayd, and each runs in turn")],
+    ),
+    "a script that is missing": (
+        lambda: scripted(Script("/usr/local/bin/check", "No such file or directory")),
+        [(W, "script checks",
+          "mx0:25: a reload while scripts run kills relayd, and each runs in turn"),
+         (E, "hook", "/usr/local/bin/check: No such file or directory: relayd takes all of its"
+          " hosts for down")],
+    ),
+    "a script that others may change": (
+        lambda: scripted(Script("/usr/local/bin/check", open=True)),
+        [(W, "script checks",
+          "mx0:25: a reload while scripts run kills relayd, and each runs in turn"),
+         (E, "hook", "/usr/local/bin/check or its directory can be changed by everybody, and relayd"
+          " runs it")],
+    ),
+    "a hook that nobody speaks through": (
+        lambda: scripted(Script("/usr/local/bin/check", ours=True)),
+        [(W, "script checks",
+          "mx0:25: a reload while scripts run kills relayd, and each runs in turn"),
+         (W, "hook", "/usr/local/bin/check says up always: no service with it has mode hook")],
+    ),
+    "mode hook and no script": (
+        configured(("mx1-smtp: {", "mx1-smtp: {mode: hook, ")),
+        [(E, "hook", "service mx1-smtp: mode hook, but relayd.conf has no check script"
+          ' ".../mx1-smtp" for table mx1: the verdicts reach nobody'),
+         (E, "hook", "service mx1-smtp: mode hook, but relayd.conf has no check script"
+          ' ".../mx1-smtp" for table fallback-mx1: the verdicts reach nobody')],
+    ),
+    "a table without a check": (
+        relay(WEB, "forward to <web> port 80"),
+        [(W, "checks", "web:80: no check in relayd, so hactl leaves it alone: to disable a host"
+          " there kills relayd")],
+    ),
+    "send and expect": (
+        lambda: pair(("<mx0> check tcp", '<mx0> check send nothing expect "220 *"')),
+        [(W, "checks", "mx0:25: on a wrong answer send/expect makes a host unknown, not down, and"
+          " ignores retry")],
+    ),
+    "demote": (
+        lambda: pair(("<mx0> check tcp", "<mx0> check tcp demote carp")),
+        [(W, "demote", "mx0:25: a drain, a reload or a start of relayd can move carp's role")],
+    ),
+    "nobody to fall back to": (
+        lambda: pair(("\tforward to <fallback-mx0> check tcp\n", "")),
+        [(W, "fallback", "redirect mx0-smtp: one host and no other; without it clients meet the"
+          " balancer itself")],
+    ),
+    "pf is off": (
+        changed(pf_info=Printed("Status: Disabled for 0 days 00:00:02\n")),
+        [(E, "pf", "is disabled: no redirect works")],
+    ),
+    "pf cannot be read": (
+        changed(pf_info=Unread("pfctl: /dev/pf: Permission denied")),
+        [(W, "pf", "could not be read: pfctl: /dev/pf: Permission denied")],
+    ),
+    "no anchor": (
+        changed(pf_rules=Printed("block return all\npass out all flags S/SA\n")),
+        [(E, "anchor", "relayd/* is not in the main rule set: tables may be right and no traffic"
+          " moves")],
+    ),
+    "a redirect left in pf": (
+        lambda: replace(
+            pair(), pf_list=Printed("  relayd/imap\n  relayd/mx0-smtp\n  relayd/old\n"),
+            pf_anchors={"imap": Printed("pass in quick rdr-to <imap>\n"), "old": Printed("")},
+        ),
+        [(E, "left in pf", "redirect imap is left in pf: its hosts get traffic and nobody checks"
+          " them")],
+    ),
+    "pf's table is another": (
+        lambda: replace(pair(), pf_tables={"mx0-smtp": Printed("   10.0.0.5\n"),
+                                           "mx1-smtp": Printed("   10.0.0.5\n")}),
+        [(E, "pf tables", "mx0-smtp has 10.0.0.5 in pf; relayd shows 10.0.0.4")],
+    ),
+    "pf's table is empty": (
+        lambda: replace(pair(), pf_tables={"mx0-smtp": Printed("")}),
+        [(E, "pf tables", "mx0-smtp has nobody in pf; relayd shows 10.0.0.4")],
+    ),
+    "pf's rule is gone": (
+        lambda: replace(pair(), pf_anchors={"mx0-smtp": Printed("")}),
+        [(E, "pf rules", "redirect mx0-smtp has no rule in pf, though relayd shows it active")],
+    ),
+    "no hactld": (
+        changed(status=Unread("hactld does not run, or not with /s (-s SOCKET names another)")),
+        [(E, "hactld", "hactld does not run, or not with /s (-s SOCKET names another)")],
+    ),
+    "hactld of yesterday": (
+        told(version="0.0.9"),
+        [(W, "version", "hactld is 0.0.9, this hactl 0.1.0")],
+    ),
+    "hactl.yaml was not loaded": (
+        told(services=()),
+        [(W, "loaded", "hactld has not loaded this /etc/hactl.yaml")],
+    ),
+    "hactld has alerts": (
+        told(alerts=("the store cannot be written: disk full",)),
+        [(W, "alerts", "the store cannot be written: disk full")],
+    ),
+    "hactld is late": (
+        told(counts={"cap": 1984, "own_lag": 9000}),
+        [(W, "lag", "hactld was late in 9000 of 864000 slots; it then discards what it saw")],
+    ),
+    "two hactlds": (
+        changed(others=(Other(1, "/etc/hactl.yaml", STEERS), Other(2, "/root/x.yaml", STEERS))),
+        [(E, "processes", "2 hactlds steer this relayd: pid 1 with /etc/hactl.yaml, pid 2 with"
+          " /root/x.yaml")],
+    ),
+    "a socket for everybody": (
+        with_file("/var/run/hactl/hactl.sock", Role.CONTROL, 0o140666),
+        [(E, "sockets", "hactld's socket /var/run/hactl/hactl.sock has mode 0666: everybody on this"
+          " machine may steer the cluster")],
+    ),
+    "relayd's socket for everybody": (
+        with_file("/var/run/relayd.sock", Role.RELAYD, 0o140666),
+        [(E, "sockets", "relayd's socket /var/run/relayd.sock has mode 0666: everybody on this"
+          " machine may steer the cluster")],
+    ),
+    "relayd.conf for everybody": (
+        with_file("/etc/relayd.conf", Role.CONFIGURATION, 0o100646),
+        [(E, "files", "configuration /etc/relayd.conf has mode 0646: everybody may change it")],
+    ),
+    "a directory for everybody": (
+        with_file("/var/db/hactl", Role.DIRECTORY, 0o040777),
+        [(E, "files", "directory /var/db/hactl has mode 0777: everybody may change it")],
+    ),
+    "a password for a group": (
+        with_file("/etc/hactl/login", Role.LOGIN, 0o100640, "users"),
+        [(E, "secrets", "login /etc/hactl/login has mode 0640: everybody in group users may read"
+          " the password")],
+    ),
+    "a full disk": (
+        changed(disks=(Disk("/var/db/hactl", 4096, 0),)),
+        [(E, "disk", "/var/db/hactl has 4K left, 0 inodes")],
+    ),
+    "a disk that is nearly full": (
+        changed(disks=(Disk("/var/db/hactl", 9 << 20, 5000),)),
+        [(W, "disk", "/var/db/hactl has 9M left, 5000 inodes")],
+    ),
+    "a read-only disk": (
+        changed(disks=(Disk("/var/db/hactl", 4 << 30, read_only=True),)),
+        [(E, "disk", "/var/db/hactl is read-only")],
+    ),
+    "no run_dir": (
+        changed(disks=(Disk("/var/run/hactl", why="No such file or directory"),)),
+        [(E, "disk", "/var/run/hactl: No such file or directory")],
+    ),
+    "a clock on its own": (
+        changed(ntp=Printed("0/4 peers valid, clock unsynced\n")),
+        [(W, "clock", "not synchronised: 0/4 peers valid, clock unsynced")],
+    ),
+    "a clock set back": (
+        changed(files=(File("/etc/hactl.yaml", Role.CONFIGURATION, 0o100640, written=NOW + 3600),)),
+        [(W, "clock", "/etc/hactl.yaml was written in the future: the clock was set")],
+    ),
+    "a name that is not found": (
+        changed(resolved={"mx9": Resolved(0.1, why="Name or service not known")}),
+        [(E, "resolver", "mx9: Name or service not known; its checks are unknown")],
+    ),
+    "a slow resolver": (
+        changed(resolved={"mx0": Resolved(2.5, ("10.0.0.4",))}),
+        [(W, "resolver", "mx0 takes 2.5s; a start of hactld or relayd waits for it")],
+    ),
+    "too few descriptors": (
+        changed(descriptors=3),
+        [(W, "descriptors",
+          "hactld may hold 3 conversations, 2 probes may need 4 at a time")],
+    ),
+    "a certificate that ends": (
+        changed(certified=(Certified("mx0", "smtps", Verdict.OK, "", 9.4),)),
+        [(W, "certificates", "smtps on mx0: ends in 9 days")],
+    ),
+    "a certificate that has ended": (
+        changed(certified=(Certified("mx0", "smtps", Verdict.FAIL, "tls: it has expired", -1.0),)),
+        [(E, "certificates", "smtps on mx0: has expired")],
+    ),
+    "a certificate for another": (
+        changed(certified=(
+            Certified("mx0", "smtps", Verdict.FAIL, "tls: certificate is for x, not mx0"),
+        )),
+        [(E, "certificates", "smtps on mx0: tls: certificate is for x, not mx0")],
+    ),
+    "a carp interface in INIT": (
+        changed(carp=Printed(CARP.replace("MASTER", "INIT"))),
+        [(E, "carp", "carp0 INIT, carp1 INIT: INIT takes no part")],
+    ),
+    "carp roles that are split": (
+        changed(carp=Printed(CARP.replace("MASTER", "BACKUP", 1))),
+        [(W, "carp", "carp0 BACKUP, carp1 MASTER: the roles are split between the balancers")],
+    ),
+    "a demoted balancer": (
+        changed(carp_group=Printed("carp: carp demote count 33\n")),
+        [(W, "carp", "demoted by 33")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_planted_mistake_has_its_own_row(name: str) -> None:
+    make, expected = MISTAKES[name]
+    facts = make()
+    assert bad(facts) == expected
+    assert all(row.advice for row in judge(facts) if row.level is not Level.OK)
+
+
+def test_thirty_mistakes_and_more_are_told_apart() -> None:
+    said = {tuple(expected) for _, expected in MISTAKES.values()}
+    assert len(said) == len(MISTAKES) >= 30
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("no relayd", 3), ("no hactld", 3), ("no anchor", 2), ("no retry", 1), ("no relayctl", 3)],
+)
+def test_exit_codes(name: str, code: int) -> None:
+    assert exit_code(judge(MISTAKES[name][0]())) == code
