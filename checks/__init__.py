@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from msgspec import Struct
 
@@ -88,7 +89,7 @@ class Option(Struct, frozen=True, kw_only=True, tag_field="type"):
         """Yield the options that cannot be, or not together: a field, and what is wrong with it.
 
         It is asked when the configuration is loaded, so what has to be made or read once is made
-        and read here.
+        and read here, and kept in what `keep` returned.
         """
         return ()
 
@@ -119,6 +120,31 @@ class Probed(Option, frozen=True, kw_only=True):
         deadline, and waited for by the next look if it does not end then.
         """
         raise NotImplementedError
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+_kept: list[dict[Any, Any]] = []
+
+
+def keep(found: dict[_K, _V]) -> dict[_K, _V]:
+    """Return *found*, which is for what is read from files when a configuration is loaded."""
+    _kept.append(found)
+    return found
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Forget what was read from files within, if it ends with an exception."""
+    before = [dict(found) for found in _kept]
+    try:
+        yield
+    except BaseException:
+        for found in _kept:  # those of modules that were loaded within have no place in *before*
+            found.clear()
+        for found, old in zip(_kept, before, strict=False):
+            found.update(old)
+        raise
 
 
 def names() -> list[str]:

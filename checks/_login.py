@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from checks import LOGIN, Spoken, Target, Timing, _tls
+from checks import LOGIN, Spoken, Target, Timing, _tls, keep
 from checks._tls import Policy
 from checks._wire import StartTLS, quote
 from hactl.core.model import Result, fail, unknown
@@ -44,7 +44,7 @@ class Login(NamedTuple):
         return any(secret in answer for secret in secrets)
 
 
-_read: dict[Secret, Login] = {}
+_read: dict[Secret, Login] = keep({})
 
 
 def load(secret: Secret) -> Login:

@@ -1049,7 +1049,10 @@ def _end(text: str) -> tuple[int, int]:
 
 
 def parse(text: str, name: str) -> Config:
-    """Read the text of a file; *name* stands in its errors.  Raise ConfigError with all of them."""
+    """Read the text of a file; *name* stands in its errors.
+
+    Raise ConfigError with all of them; what the checks read from their files is forgotten then.
+    """
     text = text.removeprefix("\ufeff")
     unseen = _UNSEEN.search(text)
     if unseen is not None:
@@ -1066,9 +1069,10 @@ def parse(text: str, name: str) -> Config:
         )
         raise ConfigError(problems)
     walker = _Walker(name, top, problems)
-    config = walker.config()
-    if config is None or walker.problems:
-        raise ConfigError(walker.problems)
+    with checks.all_or_nothing():
+        config = walker.config()
+        if config is None or walker.problems:
+            raise ConfigError(walker.problems)
     return config
 
 
