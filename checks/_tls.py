@@ -10,9 +10,11 @@ import ipaddress
 import re
 import ssl
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from checks import keep
 from hactl.core.model import Verdict
 
 Protocol = Literal["TLSv1.2", "TLSv1.3"]
@@ -44,13 +46,24 @@ class Policy(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """The contexts of a policy.  *relaxed* ignores name and dates: what they are it can tell."""
+    """The contexts of a policy; the other two are for a second look at what *strict* refused.
+
+    *relaxed* ignores name and dates, *blind* believes everybody.
+    """
 
     strict: ssl.SSLContext
     relaxed: ssl.SSLContext | None = None
+    blind: ssl.SSLContext | None = None
+
+    def again(self, code: int) -> ssl.SSLContext:
+        """Return the context that gets to see a certificate that was refused with *code*."""
+        context = self.relaxed if code in AGAIN else self.blind
+        assert context is not None
+        return context
 
 
-_made: dict[Policy, tuple[object, Trust]] = {}  # with what identified the file of authorities
+# The contexts of a policy, with what identified its file of authorities.
+_made: dict[Policy, tuple[object, Trust]] = keep({})
 
 
 def load(policy: Policy) -> Trust:
@@ -66,13 +79,10 @@ def load(policy: Policy) -> Trust:
     known = _made.get(policy)
     if known is None or known[0] != mark:
         try:
-            relaxed = _context(policy) if policy.verify else None
-            known = _made[policy] = mark, Trust(_context(policy), relaxed)
+            trust = _trust(policy)
         except ssl.SSLError as error:
             raise ValueError(_words(error.reason) or str(error)) from None
-        if relaxed is not None:
-            relaxed.check_hostname = False
-            relaxed.verify_flags |= NO_CHECK_TIME
+        known = _made[policy] = mark, trust
     return known[1]
 
 
@@ -82,8 +92,19 @@ def get(policy: Policy) -> Trust:
     return load(policy) if known is None else known[1]
 
 
+def _trust(policy: Policy) -> Trust:
+    if not policy.verify:
+        return Trust(_context(policy))
+    relaxed = _context(policy)
+    relaxed.check_hostname = False
+    relaxed.verify_flags |= NO_CHECK_TIME
+    return Trust(_context(policy), relaxed, _context(policy._replace(verify=False)))
+
+
 def _context(policy: Policy) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # so what is written never waits for what is read; not every LibreSSL has it
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     if not policy.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -120,27 +141,69 @@ def _is_name(name: str) -> bool:
 
 
 class Certificate(NamedTuple):
-    """What matters of a verified certificate; seconds since the epoch."""
+    """What matters of a certificate; seconds since the epoch.  Names are known of a verified one."""
 
     begins: float
     ends: float
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def left_days(self, now: float) -> float:
         """Return the days until it expires; they are negative afterwards."""
         return (self.ends - now) / DAY
 
+    def dated(self, now: float) -> str:
+        """Say what is wrong with its dates, "" if nothing is."""
+        if now > self.ends:
+            return f"expired {_span(now - self.ends)} ago"
+        return f"begins in {_span(self.begins - now)}" if now < self.begins else ""
 
-def certificate(sock: ssl.SSLSocket) -> Certificate | None:
-    """Return the certificate of the other end, None if it was not verified."""
-    found: Mapping[str, object] = sock.getpeercert() or {}
+
+def certificate(tls: ssl.SSLObject) -> Certificate | None:
+    """Return the certificate of the other end, None if there is nothing to be read in it."""
+    found: Mapping[str, object] = tls.getpeercert() or {}
     begins, ends = found.get("notBefore"), found.get("notAfter")
-    if not isinstance(begins, str) or not isinstance(ends, str):
+    if isinstance(begins, str) and isinstance(ends, str):
+        entries = found.get("subjectAltName", ())
+        assert isinstance(entries, tuple)
+        names = tuple(str(name) for kind, name in entries if kind in {"DNS", "IP Address"})
+        return Certificate(ssl.cert_time_to_seconds(begins), ssl.cert_time_to_seconds(ends), names)
+    try:  # Python shows no more than the bytes of one that it did not verify
+        return Certificate(*dates(tls.getpeercert(binary_form=True) or b""))
+    except ValueError:
         return None
-    entries = found.get("subjectAltName", ())
-    assert isinstance(entries, tuple)
-    names = tuple(str(name) for kind, name in entries if kind in {"DNS", "IP Address"})
-    return Certificate(ssl.cert_time_to_seconds(begins), ssl.cert_time_to_seconds(ends), names)
+
+
+def dates(der: bytes) -> tuple[float, float]:
+    """Return when a certificate begins and ends (RFC 5280, 4.1).  Raise ValueError if it is none."""
+    _, whole, _ = _element(der, 0)
+    _, body, _ = _element(whole, 0)
+    tag, _, start = _element(body, 0)
+    for _ in range(3 if tag == 0xA0 else 2):  # an explicit version; serial, algorithm, issuer
+        _, _, start = _element(body, start)
+    _, validity, _ = _element(body, start)
+    kind, begins, start = _element(validity, 0)
+    return _moment(kind, begins), _moment(*_element(validity, start)[:2])
+
+
+def _element(der: bytes, start: int) -> tuple[int, bytes, int]:
+    """Return tag and content of the element at *start*, and where the next one begins."""
+    if len(der) < start + 2:
+        raise ValueError("cut")
+    tag, size, start = der[start], der[start + 1], start + 2
+    if size & 0x80:  # the length has a length
+        more = size & 0x7F
+        size, start = int.from_bytes(der[start : start + more], "big"), start + more
+    end = start + size
+    if end > len(der):
+        raise ValueError("cut")
+    return tag, der[start:end], end
+
+
+def _moment(tag: int, text: bytes) -> float:
+    digits = text.decode("ascii")
+    if tag == 0x17:  # UTCTime, of the years 1950 to 2049
+        digits = ("19" if digits >= "50" else "20") + digits
+    return datetime.strptime(digits, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
 def distrust(error: ssl.SSLCertVerificationError, name: str | None) -> str:
@@ -153,16 +216,20 @@ def distrust(error: ssl.SSLCertVerificationError, name: str | None) -> str:
     return WORDS.get(code) or f"certificate refused ({error.verify_message})"
 
 
-def details(code: int, found: Certificate, name: str, now: float) -> str:
-    """Say what is wrong with a certificate that was refused with *code*, and what is not."""
+def details(code: int, why: str, found: Certificate, name: str, now: float) -> str:
+    """Say what is wrong with a certificate that was refused with *code*, and what is not.
+
+    *why* is what was said without a look at it.
+    """
+    dated = found.dated(now)
+    if code not in AGAIN:
+        return f"{why}; the certificate {dated}" if dated else why
     faults = []
     if code in NAMES or not any(_covers(each, name) for each in found.names):
         shown = ", ".join(found.names[:3]) + (" ..." if len(found.names) > 3 else "")
         faults.append(f"is for {shown or 'no name'}, not {name}")
-    if now > found.ends:
-        faults.append(f"expired {_span(now - found.ends)} ago")
-    elif now < found.begins:
-        faults.append(f"begins in {_span(found.begins - now)}")
+    if dated:
+        faults.append(dated)
     elif code in DATES:
         return f"a certificate above this one in the chain {DATES[code]}"
     text = "certificate " + " and ".join(faults)

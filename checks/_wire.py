@@ -3,8 +3,9 @@
 A dialogue is a generator that yields what to say and what to wait for, and returns a Result; it
 owns no socket, no clock and no deadline.  The driver owns those, times every step, bounds every
 answer, and knows whose fault it was when a conversation ended early.
-Callbacks on sockets, because asyncio's streams cost three to four times the CPU; TLS likewise, on
-the same socket.
+Callbacks on sockets, because asyncio's streams cost three to four times the CPU.  TLS gets its bytes
+from here and not from the socket: there OpenSSL would go on reading for as long as a node sends what
+is no answer, session tickets without end for example, and nobody else would be looked at.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from hactl.core.model import Result, Verdict
 from hactl.core.units import Duration
 
 LIMIT = 64 * 1024  # bytes of one answer
+SEALED = 2 * LIMIT  # bytes of one answer, or of a handshake, under TLS
 CHUNK = 4096  # bytes of one read
 
 # These speak of the node.  All others (EMFILE, ENOBUFS, EADDRNOTAVAIL, ENETUNREACH, EPERM, a name
@@ -111,7 +113,6 @@ def nothing(_buffer: bytes) -> int:
 
 
 _CONNECT = Say(b"", nothing, "connect")  # where each conversation stands at first
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _UNSAFE = {n: f"\\x{n:02x}" for n in range(256) if not 0x20 <= n < 0x7F}
 
 
@@ -152,7 +153,8 @@ def endpoint(
 class Wire:
     """Starts conversations, and holds what they share.
 
-    *cap* is how many sockets may be open at once.  *excuse* is asked at a deadline, with the time
+    *cap* is how many sockets may be open at once; *capped* counts what was not begun because of
+    that.  *excuse* is asked at a deadline, with the time
     the look began: a text says that we were late ourselves, so silence proves nothing.
     """
 
@@ -166,6 +168,7 @@ class Wire:
     ) -> None:
         self.loop = loop
         self.cap = cap
+        self.capped = 0
         self.excuse = excuse
         self.make_socket = make_socket
         self.live: set[Conversation | Tripwire] = set()
@@ -179,6 +182,13 @@ class Wire:
     ) -> Conversation:
         """Begin *talk*; *done* is called once, and never before this returns."""
         return Conversation(self, address, port, talk, timeout, done)
+
+    def full(self) -> bool:
+        """Tell, and count, whether one that is in *live* already is one too many."""
+        if len(self.live) <= self.cap:
+            return False
+        self.capped += 1
+        return True
 
     def close(self) -> None:
         """Cancel whatever still goes on."""
@@ -210,7 +220,7 @@ class Tripwire:
 
     def _open(self, address: str, port: int) -> bool:
         wire = self._wire
-        if len(wire.live) > wire.cap:
+        if wire.full():
             return False
         family, where = endpoint(address, port)
         self._sock = wire.make_socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -250,9 +260,9 @@ class Conversation:
     """One dialogue over one socket; made by `Wire.start`."""
 
     __slots__ = (
-        "_buffer", "_code", "_connected", "_done", "_doubt", "_end", "_fd", "_hello", "_left", "_loop",
-        "_mark", "_say", "_sock", "_started", "_steps", "_talk", "_timeout", "_timer", "_tls",
-        "_unsent", "_where", "_wire", "_writing",
+        "_buffer", "_code", "_connected", "_done", "_doubt", "_end", "_fd", "_heard", "_hello",
+        "_left", "_loop", "_mark", "_opened", "_say", "_sealed", "_sock", "_started", "_steps",
+        "_talk", "_timeout", "_timer", "_tls", "_unsent", "_where", "_wire", "_writing",
     )  # fmt: skip
 
     def __init__(
@@ -268,7 +278,10 @@ class Conversation:
         self._say = _CONNECT
         self._end: Result | None = None  # of a dialogue that has nothing to say
         self._hello: StartTLS | None = None  # while we shake hands
-        self._tls: ssl.SSLSocket | None = None  # the same as _sock
+        self._tls: ssl.SSLObject | None = None
+        self._sealed: ssl.MemoryBIO  # what came and TLS has not read yet
+        self._opened: ssl.MemoryBIO  # what TLS wants to be sent
+        self._heard = 0  # bytes of the present answer, as they came
         self._left: float | None = None  # days until the certificate expires
         self._code = 0  # why a certificate was refused, when we look at it again
         self._doubt: Result | None = None  # the result, unless the second look says more
@@ -313,7 +326,7 @@ class Conversation:
 
     def _open(self) -> Result | None:
         wire = self._wire
-        if len(wire.live) > wire.cap:
+        if wire.full():
             return self._cut(Verdict.UNKNOWN, f"too many open sockets (cap {wire.cap})")
         try:
             turn = next(self._talk)
@@ -344,33 +357,41 @@ class Conversation:
         self._writing = False
         if self._connected:
             self._send(b"")
-            return None if self._tls is None else self._read()
+            return None
         self._raise_error()
         self._connected = True
         self._lap("connect")
         if self._end is not None:
             return self._end
+        self._loop.add_reader(self._fd, self._event, self._read)
         if self._hello is not None:
             return self._secure(self._hello)
-        self._loop.add_reader(self._fd, self._event, self._read)
         self._send(self._say.data)
         return None
 
     def _read(self) -> Result | None:
-        """Take what came; let the dialogue go on for each whole answer."""
+        """Take what came, and go on with it."""
         try:
-            data = self._sock.recv(CHUNK) if self._tls is None else _drain(self._tls)
-        except _WOULD_BLOCK as error:
-            if isinstance(error, ssl.SSLWantWriteError):
-                self._await_room(self._write)
+            data = self._sock.recv(CHUNK)
+        except BlockingIOError:
             return None
         except ConnectionResetError:  # somebody was there to do that
             self._connected = True
             raise
         self._connected = True
-        ended = not data
-        if self._unsent and not self._writing:  # TLS had to read before it could write
-            self._send(b"")
+        if self._tls is None:
+            return self._hear(data, ended=not data)
+        self._heard += len(data)
+        if self._heard > SEALED:
+            return self._cut(Verdict.FAIL, "more than 128 KiB of TLS without an answer")
+        if data:
+            self._sealed.write(data)
+        else:
+            self._sealed.write_eof()
+        return self._unseal() if self._hello is None else self._shake()
+
+    def _hear(self, data: bytes, *, ended: bool) -> Result | None:
+        """Let the dialogue go on for each whole answer; *ended*: no more will come."""
         self._buffer = self._buffer + data if self._buffer else data
         while True:
             say = self._say
@@ -403,7 +424,7 @@ class Conversation:
                 self._send(turn.data)
                 return None
             with suppress(OSError):
-                self._sock.send(turn.data)
+                self._send(turn.data)
             turn = self._talk.send(b"")
         return self._secure(turn)
 
@@ -413,14 +434,11 @@ class Conversation:
         self._say = Say(b"", nothing, turn.step)
         if self._buffer:  # said in plain, it would count as said under TLS
             return self._cut(Verdict.FAIL, "bytes after STARTTLS")
-        context = turn.trust.relaxed if self._code else turn.trust.strict
-        assert context is not None
-        self._raise_error()  # wrap_socket would raise it as well, and leave a socket open
-        self._ignore()  # before the socket's descriptor goes over to the new one
-        self._sock = self._tls = context.wrap_socket(
-            self._sock, server_hostname=turn.name, do_handshake_on_connect=False
-        )
-        self._loop.add_reader(self._fd, self._event, self._shake)
+        self._raise_error()  # or what we write would fail for it, with less to tell
+        trust = turn.trust
+        context = trust.strict if self._doubt is None else trust.again(self._code)
+        self._sealed, self._opened = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._sealed, self._opened, server_hostname=turn.name)
         return self._shake()
 
     def _shake(self) -> Result | None:
@@ -428,40 +446,59 @@ class Conversation:
         turn, tls = self._hello, self._tls
         assert turn is not None
         assert tls is not None
-        if self._writing:
-            self._loop.remove_writer(self._fd)
-            self._writing = False
         try:
             tls.do_handshake()
         except ssl.SSLWantReadError:
+            self._send(b"")
             return None
-        except ssl.SSLWantWriteError:
-            self._await_room(self._shake)
-            return None
-        except ssl.SSLCertVerificationError as error:
-            return self._refuse(turn, error)
+        except ssl.SSLError as error:
+            with suppress(OSError):
+                self._send(b"")  # the alert, so that the node's log can say why
+            if isinstance(error, ssl.SSLCertVerificationError):
+                return self._refuse(turn, error)
+            raise
+        self._send(b"")
         self._lap(turn.step)
         text = tls.version() or "TLS"
         found = _tls.certificate(tls)
         if found is not None:
             now = time.time()
             self._left = found.left_days(now)
-            if self._code:
-                why = _tls.details(self._code, found, turn.name or "", now)
+            text += f", certificate {found.dated(now) or f'ends in {int(self._left)} days'}"
+        if self._doubt is not None:
+            if found is not None:
+                first = self._doubt.reason.removeprefix(f"{turn.step}: ")
+                why = _tls.details(self._code, first, found, turn.name or "", now)
                 self._doubt = self._cut(Verdict.FAIL, quote(why.encode(), 160))
-                return self._doubt
-            text += f", certificate ends in {int(self._left)} days"
+            return self._doubt
         self._hello = None
-        self._loop.add_reader(self._fd, self._event, self._read)
-        return self._resume(text.encode())
+        result = self._resume(text.encode())
+        return self._unseal() if result is None and self._hello is None else result
+
+    def _unseal(self) -> Result | None:
+        """Read all that TLS makes of what came: no event tells of it again."""
+        assert self._tls is not None
+        data, ended = b"", False
+        try:
+            while not ended:
+                part = self._tls.read(CHUNK)
+                data += part
+                ended = not part
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLEOFError:  # many servers close without a word; a cut answer shows as such
+            ended = True
+        if self._opened.pending:  # TLS has something of its own to say
+            self._send(b"")
+        return self._hear(data, ended=ended) if data or ended else None
 
     def _refuse(self, turn: StartTLS, error: ssl.SSLCertVerificationError) -> Result | None:
-        """Say why the certificate is refused, or look at it once more to say it exactly."""
-        result = self._cut(Verdict.FAIL, _tls.distrust(error, turn.name))
-        if self._code or error.verify_code not in _tls.AGAIN:
-            return result
+        """Look at a refused certificate once more, to say exactly why and how old it is."""
+        if self._doubt is not None:
+            return self._doubt
+        self._doubt = self._cut(Verdict.FAIL, _tls.distrust(error, turn.name))
+        self._code = error.verify_code
         self._lap(turn.step)
-        self._doubt, self._code = result, error.verify_code
         self._hang_up()
         self._say, self._hello, self._tls = _CONNECT, None, None
         self._buffer = self._unsent = b""
@@ -478,20 +515,21 @@ class Conversation:
 
     def _send(self, data: bytes) -> None:
         """Send what is left over and *data*, as far as there is room."""
+        if self._tls is not None:
+            if data:
+                self._tls.write(data)
+            data = self._opened.read()
         data = self._unsent + data
         try:
             sent = self._sock.send(data) if data else 0
-        except ssl.SSLWantReadError:
-            self._unsent = data
-            return
-        except _WOULD_BLOCK:
+        except BlockingIOError:
             sent = 0
         self._unsent = data[sent:]
         if self._unsent:
             self._await_room(self._write)
         elif self._say.close:
             with suppress(OSError):  # the node has gone already: reading tells how
-                socket.socket.shutdown(self._sock, socket.SHUT_WR)  # SSLSocket's own ends TLS
+                self._sock.shutdown(socket.SHUT_WR)
 
     def _raise_error(self) -> None:
         """Raise what has happened to the socket while nobody looked."""
@@ -503,15 +541,11 @@ class Conversation:
         self._writing = True
         self._loop.add_writer(self._fd, self._event, part)
 
-    def _ignore(self) -> None:
-        """Wait for nothing on the socket."""
+    def _hang_up(self) -> None:
         self._loop.remove_reader(self._fd)
         if self._writing:
             self._loop.remove_writer(self._fd)
             self._writing = False
-
-    def _hang_up(self) -> None:
-        self._ignore()
         self._sock.close()
         self._fd = -1
 
@@ -519,7 +553,7 @@ class Conversation:
         """Note that *step* is done, and its seconds."""
         now = self._loop.time()
         self._steps.append((step, now - self._mark))
-        self._mark = now
+        self._mark, self._heard = now, 0
 
     def _step(self) -> str:
         """Return where the conversation stands."""
@@ -565,14 +599,6 @@ class Conversation:
             self._started,
             ended,
         )
-
-
-def _drain(tls: ssl.SSLSocket) -> bytes:
-    """Read all that came: no event tells of what OpenSSL has read already."""
-    data = tls.recv(CHUNK)
-    while tls.pending():
-        data += tls.recv(CHUNK)
-    return data
 
 
 async def converse(address: str, port: int, talk: Dialogue, limit: float) -> Result:

@@ -207,6 +207,22 @@ def test_a_hostile_peer_is_a_failure_at_its_step(
     assert not step or result.step == step
 
 
+@pytest.mark.parametrize("way", ["implicit", "starttls"])
+def test_session_tickets_without_end_are_no_answer(pki: Pki, way: str) -> None:
+    """OpenSSL reads such things by itself, and would for as long as they come."""
+    server = pki.server()
+    server.num_tickets = 3000
+    if way == "implicit":
+        result = look(IMPLICIT, hang, tls=server)
+    else:
+        result = look(STARTTLS, upgrades(server, then=hang))
+    step = "greeting" if way == "implicit" else "ehlo_tls"
+    why = f"{step}: more than 128 KiB of TLS without an answer"
+    assert summary(result) == (Verdict.FAIL, step, why)
+    server.num_tickets = 20
+    assert look(IMPLICIT, says(*SESSION, then=hang), tls=server).verdict is Verdict.OK
+
+
 @pytest.mark.parametrize("step", ["ehlo_tls", "auth"])
 @pytest.mark.parametrize("how", [hang, reset, half_close], ids=["silent", "reset", "end"])
 def test_a_peer_that_fails_under_tls_fails_at_its_step(pki: Pki, step: str, how: Handler) -> None:
@@ -230,6 +246,12 @@ def test_a_peer_that_fails_under_tls_fails_at_its_step(pki: Pki, step: str, how:
         f"{step}: closed without an answer",
         f"{step}: closed in the middle of TLS",
     }
+
+
+def test_escape_sequences_in_a_certificate_never_reach_a_reason(pki: Pki) -> None:
+    result = look(Tls(port=1, ca=pki.ca), hang, tls=pki.odd("\x1b[2J.example"))
+    why = rf"tls: certificate is for \x1b[2J.example, not {NAME}"
+    assert summary(result) == (Verdict.FAIL, "tls", why)
 
 
 def test_tls_on_plain_is_silence(pki: Pki) -> None:
@@ -370,7 +392,7 @@ def test_what_we_lack_is_no_news_of_the_node(
 
 
 class NoMemory(ssl.SSLContext):
-    def wrap_socket(self, *_: object, **__: object) -> ssl.SSLSocket:
+    def wrap_bio(self, *_: object, **__: object) -> ssl.SSLObject:
         raise MemoryError
 
 

@@ -3,22 +3,40 @@ from __future__ import annotations
 import ast
 import asyncio
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
 
-from checks import Spoken, _tls
+from checks import Spoken, Target, _login, _tls
 from checks._tls import Certificate, Policy
+from checks._wire import converse
 from checks.smtp import Smtp
 from checks.tls import Tls
 from hactl import config
 from hactl.core.model import Result, Verdict
-from hactl.core.units import Duration
-from tests.checks.peers import GREETING, SESSION, hang, look, says, summary, upgrades
-from tests.checks.pki import NAME, Pki
+from hactl.core.units import Duration, Secret
+from tests.checks.feeding import feed
+from tests.checks.peers import (
+    GREETING,
+    LONG,
+    SESSION,
+    hang,
+    look,
+    says,
+    serving,
+    summary,
+    upgrades,
+)  # fmt: skip
+from tests.checks.pki import NAME, Pki, certified
 
 ROOT = Path(__file__).parents[2]
 DAY = 86400.0
+NOW = 1_800_000_000.0
 
 
 def left(result: Result) -> float:
@@ -45,9 +63,9 @@ def test_a_good_certificate_passes_with_the_days_it_has_left(
 
 
 def test_the_name_can_be_an_address_or_a_wildcard(pki: Pki) -> None:
-    for name, certified in (("127.0.0.1", "127.0.0.1"), ("a.example.org", "*.example.org")):
+    for name, shown in (("127.0.0.1", "127.0.0.1"), ("a.example.org", "*.example.org")):
         check = Tls(port=1, ca=pki.ca, name=name)
-        assert look(check, hang, tls=pki.server(certified)).verdict is Verdict.OK
+        assert look(check, hang, tls=pki.server(shown)).verdict is Verdict.OK
 
 
 @pytest.mark.parametrize(
@@ -80,18 +98,36 @@ def test_a_bad_certificate_is_told_exactly(
 
 def test_an_unknown_authority_and_a_self_signed_certificate_are_told_apart(pki: Pki) -> None:
     check = Tls(port=1, ca=pki.ca)
-    for server, why in [
-        (pki.self_signed(), "self-signed certificate"),
-        (pki.server(by=pki.other), "unknown authority (the chain ends in its own root)"),
+    for server, why, days in [
+        (pki.self_signed(), "self-signed certificate", None),
+        (pki.server(by=pki.other), "unknown authority (the chain ends in its own root)", 42.5),
         (
             pki.server(by=pki.other.create_child_ca()),
             "unknown authority (the chain ends in its own root)",
+            42.5,
         ),
     ]:
         result = look(check, hang, tls=server)
         assert (result.verdict, result.step) == (Verdict.FAIL, "tls")
         assert result.reason in {f"tls: {why}", f"tls: {_tls.WORDS[20]}"}
+        assert left(result) == days if days else left(result) > 1000  # trustme's authorities last
     assert look(Tls(port=1), hang, tls=pki.server()).verdict is Verdict.FAIL  # the system's
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "when"), [(-9, -3.1, "expired 3 days ago"), (1.1, 9, "begins in 1 day")]
+)
+def test_the_dates_of_a_certificate_that_nobody_vouches_for_are_told(
+    pki: Pki, begins: float, ends: float, when: str
+) -> None:
+    server = pki.server(begins=begins, ends=ends, by=pki.other)
+    result = look(Tls(port=1, ca=pki.ca), hang, tls=server)
+    whys = (_tls.WORDS[19], _tls.WORDS[20])
+    assert result.reason in {f"tls: {why}; the certificate {when}" for why in whys}
+    assert left(result) == ends
+    result = look(Tls(port=1, verify=False), hang, tls=server)
+    assert summary(result) == (Verdict.OK, "tls", f"TLSv1.3, certificate {when}")
+    assert left(result) == ends
 
 
 def test_a_self_signed_certificate_can_be_its_own_authority(pki: Pki) -> None:
@@ -102,7 +138,9 @@ def test_a_self_signed_certificate_can_be_its_own_authority(pki: Pki) -> None:
 def test_nothing_is_verified_when_told_so(pki: Pki) -> None:
     server = pki.server("elsewhere.example", ends=-1)
     check = Smtp(tls="implicit", verify=False)
-    assert summary(look(check, says(*SESSION), tls=server)) == (Verdict.OK, "ehlo", "mx0 ESMTP")
+    result = look(check, says(*SESSION), tls=server)
+    assert summary(result) == (Verdict.OK, "ehlo", "mx0 ESMTP")
+    assert left(result) == -1
 
 
 def test_a_second_look_that_fails_leaves_the_first_one_standing(pki: Pki) -> None:
@@ -147,15 +185,138 @@ def test_the_protocol_is_no_older_than_asked_for(pki: Pki) -> None:
     assert look(Tls(port=1, ca=pki.ca), hang, tls=server).verdict is Verdict.OK
 
 
+# STARTTLS
+
+IMAP = b"* OK [CAPABILITY IMAP4rev1 STARTTLS] ready\r\n"
+SIEVE = b'"SIEVE" "fileinto"\r\n"STARTTLS"\r\nOK "ready"\r\n'
+WAYS: dict[str, tuple[list[bytes], list[bytes]]] = {  # the node's lines, and ours
+    "smtp": (
+        [b"220-mx0\r\n220 ESMTP\r\n", b"250-mx0\r\n250 STARTTLS\r\n", b"220 go ahead\r\n"],
+        [b"EHLO hactl.invalid\r\n", b"STARTTLS\r\n", b"QUIT\r\n"],
+    ),
+    "lmtp": (
+        [b"220 mx0 LMTP\r\n", b"250-mx0\r\n250 STARTTLS\r\n", b"220\r\n"],
+        [b"LHLO hactl.invalid\r\n", b"STARTTLS\r\n", b"QUIT\r\n"],
+    ),
+    "imap": (
+        [IMAP, b"* CAPABILITY IMAP4rev1\r\na OK begin\r\n"],
+        [b"a STARTTLS\r\n", b"b LOGOUT\r\n"],
+    ),
+    "pop3": ([b"+OK ready\r\n", b"+OK begin\r\n"], [b"STLS\r\n", b"QUIT\r\n"]),
+    "sieve": ([SIEVE, b'OK "begin"\r\n'], [b"STARTTLS\r\n", b"LOGOUT\r\n"]),
+}
+
+
+def asks(way: str, ca: Path | None = None) -> Tls:
+    kind = msgspec.convert({"type": "tls", "port": 1, "starttls": way}, Tls)
+    return structs.replace(kind, ca=ca, verify=ca is not None)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_tls_is_asked_for_in_the_protocol_and_leave_is_taken(pki: Pki, way: str) -> None:
+    answers, ours = WAYS[way]
+    context = pki.server()
+    heard: list[bytes] = []
+    left_in_order = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answers[0])
+        for answer in answers[1:]:
+            heard.append(await reader.readline())
+            writer.write(answer)
+        await writer.start_tls(context)
+        heard.append(await reader.readline())
+        left_in_order.set()
+
+    async def main() -> Result:
+        async with serving(serve) as port:
+            talk = asks(way, pki.ca).talk(Target(NAME))
+            result = await converse("127.0.0.1", port, talk, LONG)
+            await asyncio.wait_for(left_in_order.wait(), LONG)
+            return result
+
+    result = asyncio.run(main())
+    assert summary(result) == (Verdict.OK, "tls", "TLSv1.3, certificate ends in 42 days")
+    assert heard == ours
+    assert left(result) == 42.5
+
+
+@pytest.mark.parametrize(
+    ("way", "answers", "why"),
+    [
+        ("smtp", [b"421 busy\r\n"], "greeting: unexpected: 421 busy"),
+        ("smtp", [*WAYS["smtp"][0][:2], b"454 no key\r\n"], "starttls: unexpected: 454 no key"),
+        ("lmtp", [b"220 mx0\r\n", b"500 who?\r\n"], "ehlo: unexpected: 500 who?"),
+        ("imap", [b"* PREAUTH in\r\n"], "greeting: unexpected: * PREAUTH in"),
+        ("imap", [IMAP, b"a BAD what\r\n"], "starttls: unexpected: a BAD what"),
+        ("pop3", [b"+OK\r\n", b"-ERR \x1b\r\n"], r"starttls: unexpected: -ERR \x1b"),
+        ("sieve", [b'BYE "no"\r\n'], 'greeting: unexpected: BYE "no"'),
+        ("sieve", [SIEVE, b'OK "go"\r\n"more"\r\n'], "tls: bytes after STARTTLS"),
+    ],
+)
+def test_a_node_that_will_not_speak_tls_is_told_by_its_line(
+    way: str, answers: list[bytes], why: str
+) -> None:
+    result = look(asks(way), says(*answers, then=hang))
+    assert (result.verdict, result.reason) == (Verdict.FAIL, why)
+
+
+PIECES = sorted({line for answers, _ in WAYS.values() for text in answers
+                 for line in text.splitlines(keepends=True)} | {b"\n", b"a ", b"\x00\x1b"})  # fmt: skip
+
+
+@given(
+    st.sampled_from(sorted(WAYS)),
+    st.lists(st.sampled_from(PIECES), max_size=6).map(b"".join),
+    st.booleans(),
+    st.data(),
+)
+def test_where_the_bytes_are_split_changes_nothing(
+    way: str, noise: bytes, begun: bool, data: st.DataObject
+) -> None:
+    server = b"".join(WAYS[way][0][:1] * begun) + noise
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(server)), max_size=10)))
+    chunks = [server[a:b] for a, b in zip([0, *cuts], [*cuts, len(server)], strict=True) if a < b]
+    check = asks(way)
+    assert feed(check.talk(), *chunks) == feed(check.talk(), server)
+
+
+# Dates in a certificate that nobody vouches for
+
+
+CERTIFIED = certified(NOW, NOW + DAY)
+
+
+def test_dates_are_read_from_the_bytes_of_a_certificate() -> None:
+    for begins, ends in ((NOW, NOW + DAY), (-9 * DAY, NOW * 2)):  # 2027; 1969 and 2084
+        der = certified(begins, ends)
+        assert _tls.dates(der) == (begins, ends)
+
+
+@given(st.integers(0, 2000), st.integers(0, 255), st.integers(0, 2000))
+def test_a_broken_certificate_has_dates_or_is_refused(at: int, byte: int, size: int) -> None:
+    broken = bytearray(CERTIFIED[:size])
+    broken[at : at + 1] = bytes([byte])
+    with suppress(ValueError):
+        assert len(_tls.dates(bytes(broken))) == 2
+
+
+@given(st.binary(max_size=60))
+def test_noise_is_no_certificate(noise: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        _tls.dates(noise)
+
+
 # Words
 
-NOW = 1_800_000_000.0
 GOOD = Certificate(NOW - DAY, NOW + DAY, ("*.example.org", "::1"))
 
 
 @pytest.mark.parametrize(
     ("code", "name", "found", "text"),
     [
+        (18, "a.b", GOOD, "why"),
+        (18, "a.b", GOOD._replace(ends=NOW - DAY * 2), "why; the certificate expired 2 days ago"),
         (10, "a.example.org", GOOD, "a certificate above this one in the chain has expired"),
         (9, "0::1", GOOD, "a certificate above this one in the chain is not valid yet"),
         (62, "b.a.example.org", GOOD, "certificate is for *.example.org, ::1, not b.a.example.org"),
@@ -171,7 +332,7 @@ GOOD = Certificate(NOW - DAY, NOW + DAY, ("*.example.org", "::1"))
     ],
 )  # fmt: skip
 def test_details(code: int, name: str, found: Certificate, text: str) -> None:
-    assert _tls.details(code, found, name, NOW) == text
+    assert _tls.details(code, "why", found, name, NOW) == text
 
 
 @pytest.mark.parametrize(
@@ -270,6 +431,27 @@ def test_what_cannot_be_loaded_is_an_error_with_its_place(tmp_path: Path) -> Non
     with pytest.raises(config.ConfigError) as error:
         parsed(f"type: smtp, tls: implicit, login: {login}")
     assert str(error.value) == ("f:2:48: checks.x.login: expected two lines, a user and a password")
+
+
+def test_a_file_that_is_refused_leaves_authorities_and_logins_as_they_were(
+    pki: Pki, tmp_path: Path
+) -> None:
+    ca, login = tmp_path / "ca.pem", tmp_path / "login"
+    text = f"type: smtp, tls: implicit, ca: {ca}, login: {login}"
+    policy, secret = Policy(ca=ca), Secret(str(login))
+    ca.write_bytes(pki.ca.read_bytes())
+    login.write_text("probe\nold\n")
+    login.chmod(0o600)
+    parsed(text)
+    before = _tls.get(policy), _login.get(secret)
+    pki.other.cert_pem.write_to_path(str(ca))
+    login.write_text("probe\nnew\n")
+    with pytest.raises(config.ConfigError):
+        parsed(f"{text}, port: 0")
+    assert (_tls.get(policy), _login.get(secret)) == before
+    parsed(text)
+    assert _tls.get(policy) is not before[0]
+    assert _login.get(secret).password == b"new"
 
 
 def test_off_needs_no_quotes_and_a_login_its_own_times(tmp_path: Path) -> None:
