@@ -14,6 +14,7 @@ from hactl.core.units import span
 from hactl.show import paint, safe, table
 
 HEAD = ("SERVICE", "TABLE", "NODE", "STATE", "FOR", "WANT", "CHECKS", "REASON")
+NEAR = 0.8  # of the sockets that hactld may open
 NAGIOS = {"ok": 0, "warn": 1, "fail": 2, "unknown": 3}
 
 
@@ -86,10 +87,19 @@ class Status:
                 why = f" ({o['reason']})" if o["reason"] else ""
                 text = f"{o['kind']} {o['target']}: {o['who']}{why}, since {_clock(o['since'])}"
                 yield safe(f"{text}, until {until}")
-        if self.data["alerts"]:
+        if alerts := [*self.data["alerts"], *self._sockets()]:
             yield ""
-            for alert in self.data["alerts"]:
+            for alert in alerts:
                 yield paint(safe(f"! {alert}"), "red")
+
+    def _sockets(self) -> Iterable[str]:
+        """Say how many sockets hactld has open when that comes near to what it may, or did."""
+        counts = self.data["counts"]
+        used, cap, capped = counts["open"], counts["cap"], counts["capped"]
+        if capped:
+            yield f"{used} of at most {cap} sockets are open; {capped} times there was none left"
+        elif used >= NEAR * cap:
+            yield f"{used} of at most {cap} sockets are open"
 
     def _watched(self) -> Iterable[str]:
         """Yield the probes that no member's removal depends on."""

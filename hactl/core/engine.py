@@ -196,6 +196,16 @@ class Engine:
         """Return when the next probe is due."""
         return self._queue[0][0] if self._queue else float("inf")
 
+    def planned(self, probe: Probe) -> float | None:
+        """Return when *probe* is looked at next, None if it is gone."""
+        timing = self._timings.get(probe)
+        return None if timing is None else timing.next
+
+    @property
+    def waiting(self) -> bool:
+        """Tell whether a removal waits for the answers of siblings."""
+        return any(fate.waits for fate in self.fates.values())
+
     def _witnesses(self, now: float) -> list[Probe]:
         """Return the siblings to look at because a probe is suspect, a few at a time."""
         found: list[Probe] = []

@@ -208,8 +208,11 @@ class Daemon:
         log.debug("%s %s", checked.probe, checked.result)
         if self._engine.feed(checked):
             self._wake.set()
-        elif checked.result.verdict == "fail":
-            self._loop.call_soon(self._runner.hurry)
+        failed = checked.result.verdict == "fail"
+        if failed and (moment := self._engine.planned(checked.probe)) is not None:
+            self._runner.confirm(moment)
+        if failed or self._engine.waiting:
+            self._runner.hurry()
         self._report()
 
     # Steering
@@ -243,6 +246,8 @@ class Daemon:
             verdicts = self._verdicts.read(self._hooked())
             self._engine.observed(observation, self._loop.time(), verdicts)
             actions = self._engine.actions(self._loop.time())
+            if self._engine.waiting:
+                self._runner.hurry()  # with the looks that are waited for
             self._report()  # the decision before its action
             # what was done and does not show, or was refused, gets its next try in the next cycle
             action = next((a for a in actions if a.words() not in tried), None)
@@ -451,7 +456,7 @@ class Daemon:
             alerts.append(f"the store cannot be written: {self._store.problem}")
         if self._marker.problem:
             alerts.append(f"the marker of own disables cannot be written: {self._marker.problem}")
-        counts = self._counts | self._runner.counts
+        counts = self._counts | self._runner.tally()
         return explain.snapshot(self._engine, self._loop.time(), hactl.__version__, alerts, counts)
 
     async def _handle(self, request: Request) -> Answer:

@@ -13,7 +13,7 @@ from checks._tasks import Look, Tasks
 from checks._wire import Conversation, Tripwire, Wire
 from hactl.config import Check
 from hactl.core.model import Checked, Probe, Result, Verdict, unknown
-from hactl.core.schedule import SLOT, own_lag
+from hactl.core.schedule import BLINK, SLOT, own_lag
 
 RESERVE = 64  # descriptors kept for relayctl, the store and operators
 MOST = 4096  # conversations at a time
@@ -50,6 +50,7 @@ class Runner:
         self._addresses: dict[str, str] = {}
         self._slot = self._next_slot()
         self._lagged = float("-inf")
+        self._hurried = False
         self._timer = self._loop.call_at(self._slot, self._tick)
         self.counts = {"looks": 0, "unknown": 0, "own_lag": 0, "cap": cap, "tripwires_cut": 0}
         self.worst_lag = 0.0
@@ -91,6 +92,10 @@ class Runner:
         coroutine = partial(option.probe, target)
         return self._tasks.start(probe, coroutine, check.timeout, finished)
 
+    def tally(self) -> dict[str, int]:
+        """Return the counts, with the sockets that are open now and those that could not be."""
+        return self.counts | {"open": len(self._wire.live), "capped": self._wire.capped}
+
     def stop(self) -> None:
         """End all looks without a word."""
         self._timer.cancel()
@@ -98,8 +103,23 @@ class Runner:
         self._tasks.close()
 
     def hurry(self) -> None:
-        """Start what is due between two slots: witness looks cannot wait."""
-        self._start(self._loop.time())
+        """Start what is due between two slots, in the loop's next turn: witnesses cannot wait."""
+        if not self._hurried:  # finding them costs more than a look
+            self._hurried = True
+            self._loop.call_soon(self._between)
+
+    def _between(self) -> None:
+        self._hurried = False
+        if not self._timer.cancelled():
+            self._start(self._loop.time())
+
+    def confirm(self, moment: float) -> None:
+        """Look at *moment* if it is between two slots: what confirms a fail cannot wait either.
+
+        Only what began between two slots itself comes to that, after a tripwire for example.
+        """
+        if abs(moment - round(moment / SLOT) * SLOT) > BLINK:
+            self._loop.call_at(moment, self.hurry)
 
     def _next_slot(self) -> float:
         return (self._loop.time() // SLOT + 1) * SLOT

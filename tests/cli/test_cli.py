@@ -211,6 +211,46 @@ def test_what_a_node_says_cannot_command_the_terminal() -> None:
     assert lines[1] == "mx0   a\\nb\\tc"
 
 
+def test_what_a_node_says_is_escaped_wherever_it_is_shown(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        at = ("-s", str(farm.socket))
+        farm.nodes["mx0"].set("smtp", Mood.LIE)
+        await farm.until(lambda: farm.disabled() == {"1"})
+        for words in (
+            ("status",),
+            ("status", "--json"),
+            ("explain", "mx0"),
+            ("check", "mx0"),
+            ("check", "mx0", "--json"),
+            ("check", "mx0", "--nagios"),
+        ):
+            out = (await hactl(*words, *at)).out
+            assert "owned" in out, words
+            assert out.replace("\n", "").isascii(), words
+            assert out.replace("\n", "").isprintable(), words
+        log = farm.log().replace("\n", "")
+        assert "owned" in log
+        assert (log.isascii(), log.isprintable()) == (True, True)
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    ("used", "capped", "line"),
+    [
+        (7, 0, None),
+        (8, 0, "! 8 of at most 10 sockets are open"),
+        (2, 3, "! 2 of at most 10 sockets are open; 3 times there was none left"),
+    ],
+)
+def test_sockets_are_shown_when_they_become_scarce(
+    used: int, capped: int, line: str | None
+) -> None:
+    counts = {"open": used, "cap": 10, "capped": capped}
+    data = {"relayd": "", "services": [], "probes": [], "overrides": [], "alerts": []}
+    assert [*Status({**data, "counts": counts}, None).lines()][1:] == (["", line] if line else [])
+
+
 def test_status_without_services_is_as_its_probes_are() -> None:
     probe = {"node": "vip", "check": "smtp", "address": "127.0.0.1", "state": "up"}
     data = {"relayd": "", "services": [], "probes": [probe], "overrides": [], "alerts": []}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 
 from checks import Probed, Step, Target
 from checks.smtp import Smtp
 from hactl.config import Check
 from hactl.core.model import Checked, Probe, Result, Verdict, ok
 from hactl.core.units import Duration
-from hactl.daemon.runner import Runner
+from hactl.daemon.runner import RESERVE, Runner
 from hactl.lab.nodes import Mood, Node
 
 PROBE = Probe("mx0", "smtp", "127.0.11.6")
@@ -71,6 +74,117 @@ def test_silence_proves_nothing_when_we_were_late_ourselves() -> None:
         assert runner.counts["own_lag"] >= 1
 
     play(scene)
+
+
+def test_a_thousand_connections_that_nobody_answers_cost_a_neighbour_no_look() -> None:
+    crowd, asked = 1000, 5
+
+    async def scene() -> None:
+        node = Node("mx0", {"smtp": ("127.0.11.6", 0)})
+        await node.start()
+        silent = [[Probe("mx1", "silent", "127.0.11.7")] * crowd]
+        due = iter([*silent, *[[PROBE]] * asked])
+        ended = Seen()
+        listener = socket.create_server(("127.0.11.7", 0), backlog=crowd)
+        with closing(listener):
+            runner = Runner(lambda now: next(due, []), ended.put_nowait)
+            times = (Duration(60), Duration(30), Duration(0), Duration(0))
+            runner.configure(
+                {
+                    "smtp": Check(Smtp(port=node.where("smtp")[1]), *times),
+                    "silent": Check(Smtp(port=listener.getsockname()[1]), *times),
+                }
+            )
+            try:
+                looks = [await asyncio.wait_for(ended.get(), 20) for _ in range(asked)]
+                assert {(look.probe, look.result.verdict) for look in looks} == {
+                    (PROBE, Verdict.OK)
+                }
+                tally = runner.tally()
+                assert (tally["looks"], tally["open"]) == (crowd + asked, crowd)
+                assert tally["capped"] == 0
+            finally:
+                runner.stop()
+                await node.stop()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        asyncio.run(scene())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_sockets_than_the_cap_are_not_opened_and_counted() -> None:
+    async def scene() -> None:
+        node = Node("mx0", {"smtp": ("127.0.11.6", 0)})
+        node.set("smtp", Mood.HANG)
+        await node.start()
+        due, ended = list[list[Probe]](), Seen()
+        runner = Runner(lambda now: due.pop() if due else [], ended.put_nowait)
+        cap = runner.tally()["cap"]
+        due.append([PROBE] * (cap + 2))
+        times = (Duration(60), Duration(30), Duration(0), Duration(0))
+        runner.configure({"smtp": Check(Smtp(port=node.where("smtp")[1]), *times)})
+        try:
+            looks = [await asyncio.wait_for(ended.get(), 20) for _ in range(2)]
+            why = f"connect: too many open sockets (cap {cap})"
+            assert {look.result.reason for look in looks} == {why}
+            assert {look.result.verdict for look in looks} == {Verdict.UNKNOWN}
+            tally = runner.tally()
+            assert (tally["open"], tally["capped"]) == (cap, 2)
+        finally:
+            runner.stop()
+            await node.stop()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (RESERVE + 8, hard))
+    try:
+        asyncio.run(scene())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Leaping(asyncio.SelectorEventLoop):
+    """A loop that does not wait for its timers: its clock leaps to the next one."""
+
+    def __init__(self) -> None:
+        self.now = 1000.02
+        super().__init__()
+        select = self._selector.select  # type: ignore[attr-defined]
+
+        def leap(timeout: float | None) -> object:
+            self.now += (timeout or 0.0) + 1e-5  # no clock stands still
+            return select(0)
+
+        self._selector.select = leap  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self.now
+
+
+def test_what_confirms_between_two_slots_does_not_wait_for_the_next() -> None:
+    asked: list[float] = []
+
+    def due(now: float) -> list[Probe]:
+        asked.append(round(now, 3))
+        return []
+
+    async def scene() -> None:
+        runner = Runner(due, lambda checked: None)
+        runner.confirm(1000.17)
+        runner.confirm(1000.2)
+        runner.hurry()
+        runner.hurry()
+        await asyncio.sleep(0.35)
+        runner.confirm(1000.42)
+        runner.stop()
+        await asyncio.sleep(1)
+
+    loop = Leaping()
+    loop.run_until_complete(scene())
+    loop.close()
+    assert asked == [1000.02, 1000.1, 1000.17, 1000.2, 1000.3]
 
 
 def test_a_name_is_resolved_once_and_one_that_cannot_be_is_said() -> None:
