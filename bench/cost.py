@@ -3,7 +3,8 @@
 hactld runs as in production: core, store, and a relayctl that is read each second (a stand-in that
 costs what an empty program costs).  The checkers take turns, round by round.  CPU is user and
 system time of the checker and its children, divided by the conversations that the farm counted;
-lateness is how far from the interval two looks at one target were apart, as the farm saw it.  A
+lateness is how far from the interval two looks at one target were apart, as the farm saw it.  `floor`
+is no checker: an asyncio loop that exchanges the same words over the same sockets and slots.  A
 measurement during which more than 5 % of the machine's time was stolen is dropped, and counted.
 """
 

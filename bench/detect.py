@@ -1,7 +1,9 @@
 """How fast a fault is seen and acted on: hactld beside HAProxy, with and without fastinter.
 
 All three check the same farm with the same interval, timeout and fall, and meet the same faults at
-the same moments, one target at a time, at a random phase of the interval.  hactld steers an
+the same moments, one target at a time.  The moment is a random one of hactld's interval, but each
+part of the interval has its turn: with N repetitions one fault in each Nth of it, in random order.
+For HAProxy, whose looks have nothing to do with hactld's, it is simply random.  hactld steers an
 emulated relayd; its decision and the end of the command are those of its log, the start of relayctl
 is the first thing that the program itself does, pf is the table of the emulated relayd, which finds
 nothing out by itself here.  `first` is hactld's first look that failed: from there on the phase
@@ -117,6 +119,12 @@ def read_log(peer: Hactl, directory: Path) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+def looked(peer: Hactl, target: int) -> float:
+    """Return when hactld last looked at a target."""
+    lines = re.findall(rf"^(\d+\.\d+)\S* .*DEBUG t{target}/", peer.log.read_text(), re.MULTILINE)
+    return float(lines[-1])
+
+
 def started(directory: Path, host: str) -> list[float]:
     """Return when relayctl was started to disable a host."""
     rows = (line.split() for line in (directory / "stamps").read_text().splitlines())
@@ -163,8 +171,11 @@ async def play(
             await asyncio.sleep(setup.interval + 2)
             stolen = Stolen()
             watches = []
-            for target in range(repetitions):
-                await asyncio.sleep(dice.random() * setup.interval)
+            phases = [(n + dice.random()) / repetitions for n in range(repetitions)]
+            dice.shuffle(phases)
+            for target, phase in enumerate(phases):
+                planned = looked(steering, target) + phase * setup.interval
+                await asyncio.sleep((planned - time.time()) % setup.interval)
                 faults[target] = farm.fault([target], fault)
                 watches.append(asyncio.create_task(gone(emulator, target, seen["pf"])))
                 await until(lambda target=target: target in seen["pf"], PATIENCE)  # type: ignore[misc]

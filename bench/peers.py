@@ -62,6 +62,32 @@ int main(int argc, char *argv[])
 """
 
 
+# The least that an asyncio program can do: the same words over the same sockets, in the same slots,
+# and no thought about any of it.
+FLOOR = r"""
+import asyncio, socket, sys
+slots, targets = round(float(sys.argv[1]) / 0.1), [(a, int(sys.argv[2])) for a in sys.argv[3:]]
+loop = asyncio.new_event_loop()
+def look(where):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock.connect_ex(where)
+    loop.add_reader(sock.fileno(), hear, sock, [b"QUIT\r\n", b"EHLO bench.example\r\n"])
+def hear(sock, words):
+    if sock.recv(4096):
+        sock.send(words.pop())
+        if words:
+            return
+    loop.remove_reader(sock.fileno())
+    sock.close()
+def slot(number, planned):
+    loop.call_at(planned + 0.1, slot, (number + 1) % slots, planned + 0.1)
+    for where in targets[number::slots]:
+        look(where)
+slot(0, loop.time())
+loop.run_forever()
+"""
+
+
 class Setup(NamedTuple):
     """How everybody checks; seconds."""
 
@@ -534,7 +560,29 @@ class Blackbox(_Driven):
             writer.close()
 
 
-PEERS: tuple[type[Peer], ...] = (Hactl, Haproxy, Blackbox, CheckSmtp, Monit)
+class Floor(Peer):
+    """No checker: what the sockets and the loop alone cost in Python."""
+
+    name = "floor"
+
+    @classmethod
+    def found(cls) -> str | None:
+        """Return Python."""
+        return sys.executable
+
+    @classmethod
+    def which_version(cls) -> str:
+        """Return Python's version."""
+        return sys.version.split()[0]
+
+    async def start(self) -> None:
+        """Begin to exchange words."""
+        targets = [address(n) for n in range(self.farm.count)]
+        interval, port = str(self.setup.interval), str(self.farm.port)
+        self.spawn(sys.executable, "-c", FLOOR, interval, port, *targets)
+
+
+PEERS: tuple[type[Peer], ...] = (Hactl, Floor, Haproxy, Blackbox, CheckSmtp, Monit)
 
 
 def missing() -> list[str]:
