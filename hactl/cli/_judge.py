@@ -8,11 +8,10 @@ Sources: relayd.conf(5), pfctl(8), ifconfig(8), ntpctl(8), and what was observed
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from enum import StrEnum
+from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -20,9 +19,11 @@ from msgspec.structs import replace
 from hactl.config import Config
 from hactl.core.explain import Snapshot
 from hactl.core.model import HostStatus, Kind, Observation, Service, Verdict
+from hactl.core.proof import active, canonical
 from hactl.core.units import Duration, Size, span
 from hactl.daemon.plan import mismatches
 from hactl.relayd.conf import ConfService, ConfTable, RelaydConf
+from hactl.relayd.pf import NonsenseError, parse_rules, parse_table
 from hactl.relayd.relayctl import Answer
 
 INTERVAL = 2.0  # seconds; the longest that is advised
@@ -38,6 +39,9 @@ LONGEST_NAME = 31  # of a redirect, as pf's tables are called
 SHOWN = 4  # items in a list for people
 SLOTS = 10.0  # a second
 TRUSTED = {"wheel", "root", "_hactl"}  # groups that may read a login
+
+
+T = TypeVar("T")
 
 
 class Level(StrEnum):
@@ -479,7 +483,9 @@ def _pf(f: Facts) -> Iterator[Row]:
     }  # fmt: skip
     if isinstance(f.pf_rules, Unread):
         yield _unread("anchor", f.pf_rules)
-    elif re.search(r'^\s*anchor "relayd/\*"', f.pf_rules.out, re.MULTILINE):
+    elif isinstance(rules := _parsed(f.pf_rules, parse_rules), Unread):
+        yield _unread("anchor", rules)
+    elif rules[1] & {"relayd/*", "*"}:
         yield ok("anchor", "relayd/* is in the main rule set")
     elif redirects:
         found = "relayd/* is not in the main rule set: tables may be right and no traffic moves"
@@ -487,12 +493,14 @@ def _pf(f: Facts) -> Iterator[Row]:
     yield from _left(f)
     wrong = list(differences(f))
     yield from wrong
-    read = [name for name, table in f.pf_tables.items() if isinstance(table, Printed)]
+    read = [name for name, table in f.pf_tables.items()
+            if not isinstance(_parsed(table, parse_table), Unread)]  # fmt: skip
     if redirects and not wrong and read:
         yield ok("pf tables", f"{_many(read, 'table')} as relayd shows")
     for name, table in f.pf_tables.items():
-        if isinstance(table, Unread) and not table.absent:
-            yield _unread("pf tables", table, f"{name} ")
+        fact = _parsed(table, parse_table)
+        if isinstance(fact, Unread):
+            yield _unread("pf tables", fact, f"{name} ")
 
 
 def _left(f: Facts) -> Iterator[Row]:
@@ -522,47 +530,50 @@ def differences(f: Facts) -> Iterator[Row]:
     a second look.
     """
     for service in () if isinstance(f.show, Unread) else f.show.services:
-        rules, printed = f.pf_anchors.get(service.name), f.pf_tables.get(service.name)
-        have = addresses(printed.out) if isinstance(printed, Printed) else None
-        want = _expected(service, f, have or set())
-        if want and isinstance(rules, Printed) and "rdr-to" not in rules.out:
+        if service.kind is not Kind.REDIRECT or service.name not in f.pf_tables:
+            continue
+        have = _parsed(f.pf_tables[service.name], parse_table)
+        want = None if isinstance(have, Unread) else _expected(service, f, have)
+        rules = f.pf_anchors.get(service.name)
+        if want and isinstance(rules, Printed) and not rules.out.strip():
             found = f"redirect {service.name} has no rule in pf, though relayd shows it active"
-            yield error("pf rules", found, "rcctl restart relayd, when clients can bear it")
-        if have is not None and want is not None and have != want:
+            yield error("pf rules", found, "hactl relayd-reload writes it anew")
+        if isinstance(have, tuple) and want is not None and set(have) != want:
             found = f"{service.name} has {_list(sorted(have)) or 'nobody'} in pf;"
             found += f" relayd shows {_list(sorted(want)) or 'nobody'}"
             yield error("pf tables", found, "relayctl poll twice, a second apart, fills it anew")
 
 
-def addresses(printed: str) -> set[str] | None:
-    """Read `pfctl -T show`; None if it is anything else."""
+def _parsed(fact: Printed | Unread, parse: Callable[[str], T]) -> T | Unread:
+    if isinstance(fact, Unread):
+        return fact
     try:
-        return {str(ipaddress.ip_address(line.strip())) for line in printed.splitlines()}
-    except ValueError:
-        return None
+        return parse(fact.out)
+    except NonsenseError as problem:
+        return Unread(str(problem))
 
 
-def _expected(service: Service, f: Facts, have: set[str]) -> set[str] | None:
-    """Return the addresses that should be in pf: main table's up hosts, else the backup's.
+def _expected(service: Service, f: Facts, have: Sequence[str]) -> set[str] | None:
+    """Return the addresses that should be in pf.
 
     relayd looked names up when it was loaded: any address of a name will do that is in *have*.
     None if a host is known by a name whose address we do not know.
     """
-    if service.status in ("disabled", "down"):
-        return set()
-    ups = ({h.name for h in t.hosts if h.status is HostStatus.UP} for t in service.tables)
+    used = active(service)
     found: set[str] = set()
-    for name in next(filter(None, ups), ()):
-        each = _addresses(name, f)
-        if not each:
-            return None
-        found.add(next((address for address in each if address in have), each[0]))
+    for host in used.hosts if used is not None else ():
+        if host.status is HostStatus.UP:
+            each = _addresses(host.name, f)
+            if not each:
+                return None
+            found.add(next((address for address in each if address in have), each[0]))
     return found
 
 
 def _addresses(name: str, f: Facts) -> Sequence[str]:
-    with suppress(ValueError):
-        return [str(ipaddress.ip_address(name))]
+    own = canonical(name)
+    if own is not None:
+        return [own]
     return f.resolved[name].addresses if name in f.resolved else ()
 
 
@@ -687,19 +698,23 @@ def _descriptors(f: Facts) -> Iterator[Row]:
         yield ok("descriptors", f"{f.descriptors} conversations at a time, {needed} may be needed")
 
 
+REFUSED = re.compile(r"tls: .*(certificate|authority)")
+
+
 def _certificates(f: Facts) -> Iterator[Row]:
     good = []
     for look in f.certified:
-        where = f"{look.check} on {look.node}"
-        if look.left_days is not None and look.left_days < EXPIRES:
-            make = error if look.left_days < EXPIRED else warning
-            ends = f"ends in {look.left_days:.0f} days" if look.left_days >= 0 else "has expired"
+        where, left = f"{look.check} on {look.node}", look.left_days
+        refused = look.verdict is Verdict.FAIL and REFUSED.match(look.reason) is not None
+        if left is not None and left < EXPIRES and (left < 0 or not refused):
+            make = error if left < EXPIRED else warning
+            ends = f"ends in {left:.0f} days" if left >= 0 else "has expired"
             yield make("certificates", f"{where}: {ends}", "renew it")
-        elif look.verdict is Verdict.FAIL and "certificate" in look.reason:
+        elif refused:
             hint = "name: in the check, if it is for another name; ca:, if it is your own"
-            yield error("certificates", f"{where}: {look.reason}", hint)
-        elif look.left_days is not None:
-            good.append(look.left_days)
+            yield error("certificates", f"{where}: {look.reason.removeprefix('tls: ')}", hint)
+        elif left is not None:
+            good.append(left)
     if good:
         found = f"{_many(good, 'port')} asked, the first ends in {min(good):.0f} days"
         yield ok("certificates", found)

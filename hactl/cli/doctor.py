@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import grp
-import ipaddress
 import json
 import os
 import platform
@@ -47,6 +46,7 @@ from hactl.cli._judge import (
 from hactl.config import Config, ConfigError
 from hactl.core.explain import Snapshot
 from hactl.core.model import Checked, Kind, Observation, Probe
+from hactl.core.proof import canonical
 from hactl.core.units import Secret
 from hactl.daemon import plan as plan_
 from hactl.relayd import conf as conf_
@@ -291,7 +291,7 @@ def _names(config: Config, conf: RelaydConf | Unread) -> set[str]:
     words = {address for node in config.nodes.values() for address in node.addresses}
     if isinstance(conf, RelaydConf):
         words |= {h.name for s in conf.services for t in s.tables for h in t.hosts}
-    return {word for word in words if config_.is_address(word) and not _is_ip(word)}
+    return {word for word in words if config_.is_address(word) and canonical(word) is None}
 
 
 async def _resolve(names: Iterable[str]) -> dict[str, Resolved]:
@@ -324,7 +324,7 @@ async def _certificates(config: Config, conf: RelaydConf | Unread) -> tuple[Cert
     runner = Runner(lambda now: [], lambda checked: None)
     try:
         runner.configure(secure)
-        await runner.resolve({p.address for p in probes if not _is_ip(p.address)})
+        await runner.resolve({p.address for p in probes if canonical(p.address) is None})
         ended: list[asyncio.Future[Checked]] = [loop.create_future() for _ in probes]
         for probe, future in zip(probes, ended, strict=True):
             runner.look(probe, future.set_result)
@@ -354,12 +354,6 @@ def _probes(config: Config, conf: RelaydConf | Unread) -> set[Probe]:
             names = (*asks.require, *asks.prefer, *asks.watch)
             used |= {(plan.at.get(name, owners[host]), name) for host in hosts for name in names}
     return {Probe(node, check, config.nodes[node].addresses[0]) for node, check in used}
-
-
-def _is_ip(word: str) -> bool:
-    with suppress(ValueError):
-        return bool(ipaddress.ip_address(word))
-    return False
 
 
 def _others() -> tuple[Other, ...]:

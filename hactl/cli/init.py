@@ -7,7 +7,6 @@ made, finds the deepest way that works now.  Everything but the looks and the fi
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from msgspec.structs import replace
 from hactl import config as config_
 from hactl.config import ConfigError
 from hactl.core.model import Checked, Kind, Probe, Verdict
+from hactl.core.proof import canonical
 from hactl.relayd.conf import ConfError, ConfService, ConfTable, Listen, RelaydConf, read
 from hactl.show import safe, table
 
@@ -33,7 +33,7 @@ CONF = Path("/etc/relayd.conf")
 HOSTS = Path("/etc/hosts")
 HOSTS_LIMIT = 1 << 20  # bytes
 GROUP = "_hactl"  # reads the file again when hactld has dropped its privileges
-SHOWN = 3  # nodes named in a comment
+SHOWN = 3  # nodes, or reasons, named in a comment
 
 Options = Mapping[str, object]
 
@@ -308,20 +308,15 @@ def _placed(services: Sequence[ConfService]) -> Iterator[ConfTable]:
 
 def _named(same: str, words: Sequence[str], tables: Sequence[str]) -> Iterator[str]:
     """Yield what a node might be called, the best first."""
-    yield from (word for word in (*words, same) if not _is_ip(word))
+    yield from (word for word in (*words, same) if canonical(word) is None)
     yield from tables
     yield from words
     yield from (f"node{number}" for number in count(1))
 
 
-def _is_ip(word: str) -> bool:
-    with suppress(ValueError):
-        return bool(ipaddress.ip_address(word))
-    return False
-
-
 def _canonical(word: str) -> str:
-    return str(ipaddress.ip_address(word)) if _is_ip(word) else word.lower()
+    """Return an address, or a name, in its one spelling."""
+    return canonical(word) or word.lower()
 
 
 def host_names(text: str) -> dict[str, str]:
@@ -329,7 +324,7 @@ def host_names(text: str) -> dict[str, str]:
     names: dict[str, str] = {}
     for line in text.splitlines():
         address, *rest = line.partition("#")[0].split() or [""]
-        if rest and _is_ip(address):
+        if rest and canonical(address) is not None:
             names.setdefault(_canonical(address), rest[0].lower())
     return names
 
@@ -513,7 +508,9 @@ async def look(proposal: Proposal) -> list[Look]:
     waiting: list[tuple[str, int, str, asyncio.Future[Checked]]] = []
     try:
         nodes = proposal.nodes
-        await runner.resolve({a for n in nodes.values() for a in n.addresses if not _is_ip(a)})
+        await runner.resolve(
+            {a for n in nodes.values() for a in n.addresses if canonical(a) is None}
+        )
         for key, (name, number, _) in plans.items():
             for node in proposal.checks[name].users:
                 for address in nodes[node].addresses:
@@ -552,13 +549,24 @@ def settle(proposal: Proposal, looks: Sequence[Look]) -> Proposal:
         taken = works.index(max(works)) if any(works) else None
         last = len(check.ways) - 1 if taken is None else taken
         fails = [each for each in mine if each.way == last and each.verdict not in WORKS]
-        said = [f"not now on {each.node}: {each.reason}" for each in fails[:SHOWN]]
-        if len(fails) > SHOWN:
-            said.append(f"nor on {len(fails) - SHOWN} more")
-        elif taken and not fails:
-            said = [each.reason for each in mine if each.way == taken - 1][:1]
-        checks[name] = replace(check, taken=taken, said="; ".join(said))
+        said = _failing(fails)
+        if taken and not fails:  # why not in the way before it
+            said = next((each.reason for each in mine if each.way == taken - 1), "")
+        checks[name] = replace(check, taken=taken, said=said)
     return replace(proposal, checks=checks)
+
+
+def _failing(fails: Sequence[Look]) -> str:
+    """Say which nodes fail, those together that fail alike."""
+    nodes: dict[str, list[str]] = {}
+    for each in fails:
+        nodes.setdefault(each.reason, []).append(each.node)
+    said = []
+    for reason, names in nodes.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        said.append(f"not now on {', '.join(names[:SHOWN])}{more}: {reason}")
+    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return "; ".join(said[:SHOWN]) + more
 
 
 # The command
@@ -576,7 +584,8 @@ def run(path: Path, output: str, *, probe: bool, say: Callable[..., object]) -> 
         conf = read(path)
     except ConfError as error:
         for problem in error.problems:
-            say(f"hactl: {safe(problem)}", err=True)
+            hint = "; run it as root" if problem.endswith("Permission denied") else ""
+            say(f"hactl: {safe(problem)}{hint}", err=True)
         return 1
     proposal = propose(conf, host_names(_hosts_text()))
     if probe:

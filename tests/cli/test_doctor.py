@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from hactl.cli._judge import (
     exit_code,
     judge,
 )
+from hactl.cli.doctor import _certificates, _disk, _files, _option, page
 from hactl.cli.init import propose, text
 from hactl.core.explain import ProbeView, ServiceView, Snapshot
 from hactl.core.model import Verdict
@@ -32,6 +34,7 @@ from hactl.lab.relayd import _pfctl
 from hactl.relayd import conf as conf_
 from hactl.relayd.conf import RelaydConf
 from hactl.relayd.relayctl import Answer, parse
+from tests.checks.pki import NAME, Pki
 from tests.cli.test_init import CONFS
 
 PAIR = CONFS[0].read_text()
@@ -483,7 +486,7 @@ MISTAKES: dict[str, Mistake] = {
         changed(certified=(
             Certified("mx0", "smtps", Verdict.FAIL, "tls: certificate is for x, not mx0"),
         )),
-        [(E, "certificates", "smtps on mx0: tls: certificate is for x, not mx0")],
+        [(E, "certificates", "smtps on mx0: certificate is for x, not mx0")],
     ),
     "a carp interface in INIT": (
         changed(carp=Printed(CARP.replace("MASTER", "INIT"))),
@@ -519,3 +522,75 @@ def test_thirty_mistakes_and_more_are_told_apart() -> None:
 )
 def test_exit_codes(name: str, code: int) -> None:
     assert exit_code(judge(MISTAKES[name][0]())) == code
+
+
+# Facts as they are read
+
+
+def test_certificates_are_looked_at_where_hactl_checks_them(tmp_path: Path) -> None:
+    pki = Pki(tmp_path)
+
+    async def scene() -> tuple[Certified, ...]:
+        async def closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        server = await asyncio.start_server(closed, "127.0.12.6", 0, ssl=pki.server(ends=5.5))
+        port = server.sockets[0].getsockname()[1]
+        made = config.parse(
+            f"mode: observe\nnodes: {{mx0: 127.0.12.6, mx1: 127.0.12.7}}\nchecks:\n"
+            f"  cert: {{type: tls, port: {port}, name: {NAME}, ca: {pki.ca}}}\n"
+            f"  other: {{type: tls, port: {port}, name: x.example.org, ca: {pki.ca}}}\n"
+            f"  plain: {{type: tcp, port: {port}}}\n"
+            f"watch: {{mx0: [cert, other, plain], mx1: [cert]}}\n",
+            "hactl.yaml",
+        )
+        async with server:
+            return await _certificates(made, Unread("no relayd.conf"))
+
+    facts = replace(pair(), certified=asyncio.run(scene()))
+    assert [(each.node, each.check) for each in facts.certified] == [
+        ("mx0", "cert"), ("mx0", "other"), ("mx1", "cert"),
+    ]  # fmt: skip
+    rows = [row for row in judge(facts) if row.what == "certificates"]
+    assert [(row.level, row.found) for row in rows][:2] == [
+        (Level.WARNING, "cert on mx0: ends in 5 days"),
+        (Level.ERROR, f"other on mx0: certificate is for {NAME}, not x.example.org"),
+    ]
+
+
+def test_files_are_looked_at_as_they_are(tmp_path: Path) -> None:
+    login = tmp_path / "login"
+    login.write_text("probe\nsecret\n")
+    login.chmod(0o640)
+    path = tmp_path / "hactl.yaml"
+    path.write_text(
+        f"mode: observe\nrun_dir: {tmp_path}/run\nstate_dir: {tmp_path}\nchecks:\n"
+        f"  s: {{type: smtp, tls: starttls, verify: false, login: {login}}}\n"
+    )
+    made = config.load(path)
+    found = {Path(file.path).name: file for file in _files(path, made, Unread("none"))}
+    assert {name: file.role for name, file in found.items() if name != "relayctl"} == {
+        "hactl.yaml": Role.CONFIGURATION, "login": Role.LOGIN, tmp_path.name: Role.DIRECTORY,
+    }  # fmt: skip
+    assert found["login"].mode == 0o640
+    assert _disk(tmp_path).free > 0
+    assert _disk(tmp_path / "none").why == "No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["hactld"], "/etc/hactl.yaml"),
+        (["hactld", "-f", "/a"], "/a"),
+        (["python3", "/usr/local/bin/hactld", "-df/a"], "/etc/hactl.yaml"),
+        (["hactld", "-d", "-f/a", "-v"], "/a"),
+        (["hactld", "-f"], "/etc/hactl.yaml"),
+    ],
+)
+def test_the_file_of_another_hactld(words: list[str], file: str) -> None:
+    assert _option(words, "-f", "/etc/hactl.yaml") == file
+
+
+def test_what_a_program_says_cannot_command_the_terminal() -> None:
+    facts = replace(pair(), status=Unread("\x1b[2J\nboo"))
+    assert all(line.isprintable() for line in page(judge(facts)) if line)
