@@ -25,7 +25,7 @@ from hactl import config as config_
 from hactl.config import ConfigError
 from hactl.core.model import Checked, Kind, Probe, Verdict
 from hactl.core.proof import canonical
-from hactl.relayd.conf import ConfError, ConfService, ConfTable, Listen, RelaydConf, read
+from hactl.relayd.conf import ConfError, ConfService, Listen, RelaydConf, read
 from hactl.show import safe, table
 
 DEFAULT = "/etc/hactl.yaml"
@@ -267,13 +267,8 @@ def _nodes(
     notes: list[str],
 ) -> tuple[dict[str, NodeGuess], dict[str, str]]:
     """Make a node of all words that mean the same host; return the nodes, and each word's."""
-    words: list[str] = []
-    alone: dict[str, list[str]] = {}  # tables that have only this host, main tables first
-    for each in _placed(services):
-        words += [host.name for host in each.hosts]
-        if len(each.hosts) == 1:
-            alone.setdefault(each.hosts[0].name, []).append(each.name)
-    words += [s.target[0] for s in services if s.target is not None and not s.tables]
+    uses = [(word, name) for service in services for word, name in _uses(service)]
+    words = [word for word, _ in uses]
     groups: dict[str, list[str]] = {}
     for word in dict.fromkeys(words):
         if config_.is_address(word):
@@ -284,7 +279,7 @@ def _nodes(
     nodes: dict[str, NodeGuess] = {}
     owners: dict[str, str] = {}
     for same, mine in groups.items():
-        tables = [name for word in mine for name in alone.get(word, ())]
+        tables = [name for word, name in uses if name and word in mine]
         node = next(
             name
             for name in _named(same, mine, tables)
@@ -300,10 +295,16 @@ def _nodes(
     return nodes, owners
 
 
-def _placed(services: Sequence[ConfService]) -> Iterator[ConfTable]:
-    """Yield every table, all main tables first."""
-    for position in range(max((len(service.tables) for service in services), default=0)):
-        yield from (s.tables[position] for s in services if position < len(s.tables))
+def _uses(service: ConfService) -> Iterator[tuple[str, str]]:
+    """Yield relayd's word for each host, and what its table says of who it is: its name, or "".
+
+    That is so of a main table that has no other host; a backup's name says whom it stands in for.
+    """
+    for each in service.tables:
+        telling = each is service.tables[0] and len(each.hosts) == 1
+        yield from ((host.name, each.name if telling else "") for host in each.hosts)
+    if not service.tables and service.target is not None:
+        yield service.target[0], ""
 
 
 def _named(same: str, words: Sequence[str], tables: Sequence[str]) -> Iterator[str]:
@@ -606,7 +607,7 @@ def run(path: Path, output: str, *, probe: bool, say: Callable[..., object]) -> 
         return 0
     file = "" if str(to) == DEFAULT else f" -f {to}"
     say(f"\nwrote {safe(str(to))} with mode observe: hactld will look and show, and touch nothing.")
-    say(f"Next: hactld -d{file}; and in another window hactl status.")
+    say(f"Next: hactl doctor{file}; hactld -d{file}; and in another window hactl status.")
     return 0
 
 
