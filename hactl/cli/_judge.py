@@ -276,11 +276,11 @@ def _relayctl(f: Facts) -> Iterator[Row]:
         yield error("relayctl", f.show.why, hint)
         return
     statuses = [each.status for service in f.show.services for each in service.tables]
-    active = [status for status in statuses if status.startswith("active")]
+    said = next((status for status in statuses if status.startswith("active")), "")
     form = "no table is active, so the release cannot be told"
-    if active:
-        old = active[0].endswith("up)")
-        form = f"tables read `{active[0]}`, the format of {'old' if old else 'present'} releases"
+    if said:
+        age = "old" if said.endswith("up)") else "present"
+        form = f"tables read `{said}`, the format of {age} releases"
     yield ok("relayctl", f"answers in {f.took * 1000:.0f} ms; {form}")
     yield from _compared(f, f.show)
     for service in f.show.services:
@@ -307,9 +307,13 @@ def _compared(f: Facts, show: Observation) -> Iterator[Row]:
     hint = "relayd runs another file, or an older one: hactl relayd-reload loads it"
     runs = {(service.kind, service.name): service for service in show.services}
     says = {(service.kind, service.name): service for service in f.conf.services}
-    for kind, name in says.keys() - runs.keys():
+    if not runs:
+        found = "shows nothing: it was started a moment ago, or by a file that it could not read"
+        yield error("relayd", found, f"look again; then relayd -n -f {f.config.relayd.conf}")
+        return
+    for kind, name in sorted(says.keys() - runs.keys()):
         yield error("relayd", f"does not run {kind} {name} of relayd.conf", hint)
-    for kind, name in runs.keys() - says.keys():
+    for kind, name in sorted(runs.keys() - says.keys()):
         yield error("relayd", f"runs {kind} {name}, which is not in relayd.conf", hint)
     for key in sorted(says.keys() & runs.keys()):
         shown = runs[key].tables
@@ -592,9 +596,11 @@ def _hactld(f: Facts) -> Iterator[Row]:
     if not f.config_problems:
         runs = {service.name: service.mode for service in s.services}
         says = {name: service.mode for name, service in f.config.services.items()}
-        if runs.keys() != says.keys():
-            hint = "hactl reload"
-            yield warning("loaded", f"hactld has not loaded this {f.config_path}", hint)
+        strange = {p.node for p in s.probes} - f.config.nodes.keys()
+        strange |= {p.check for p in s.probes} - f.config.checks.keys()
+        if runs != says or strange:
+            found = f"hactld runs by another configuration than {f.config_path} has now"
+            yield warning("loaded", found, "hactl reload")
     for alert in s.alerts[:10]:
         yield warning("alerts", alert, "hactl status; hactl explain NAME tells why")
     foreign = [f"{m.service}/{m.node or m.host}" for service in s.services

@@ -356,15 +356,18 @@ def _probes(config: Config, conf: RelaydConf | Unread) -> set[Probe]:
     return {Probe(node, check, config.nodes[node].addresses[0]) for node, check in used}
 
 
-def _others() -> tuple[Other, ...]:
+def _others() -> tuple[Other, ...] | Unread:
     """Find the hactlds that run, each once: a child or helper of one is no other."""
     import psutil
 
     found = {}
-    for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
-        words = process.info["cmdline"] or []
-        if any(word == "hactl.daemon.main" or Path(word).name == "hactld" for word in words[:4]):
-            found[process.info["pid"]] = process.info["ppid"], words
+    try:
+        for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
+            words = process.info["cmdline"] or []
+            if any(w == "hactl.daemon.main" or Path(w).name == "hactld" for w in words[:4]):
+                found[process.info["pid"]] = process.info["ppid"], words
+    except (psutil.Error, OSError) as error:
+        return Unread(str(error))
     return tuple(
         Other(pid, file, _steered(file))
         for pid, (parent, words) in sorted(found.items())
