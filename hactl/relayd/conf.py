@@ -123,32 +123,37 @@ class ConfError(ValueError):
         self.problems = tuple(problems)
 
 
-def read(path: Path, macros: Mapping[str, str] = {}) -> RelaydConf:
+def load(path: Path) -> str:
+    """Return the text of one file, or a little more than is ever read.  Raise OSError."""
+    if path.exists() and not path.is_file():
+        raise OSError("not a file")
+    with path.open("rb") as file:
+        return file.read(LIMIT + 1).decode(errors="surrogateescape")
+
+
+Load = Callable[[Path], str]
+
+
+def read(path: Path, macros: Mapping[str, str] = {}, load: Load = load) -> RelaydConf:
     """Read the file and all it includes; *macros* are those given with `-D`, which win.
 
-    Raise ConfError for a file that cannot be read or understood.
+    *load* gets the text of each file; it raises OSError.  Raise ConfError for a file that cannot
+    be read or understood.
     """
     try:
-        text = _load(path)
+        text = load(path)
     except OSError as error:
         raise ConfError([f"{path}: {error.strerror or error}"]) from error
-    return parse(text, str(path), macros)
+    return parse(text, str(path), macros, load)
 
 
-def parse(text: str, name: str, macros: Mapping[str, str] = {}) -> RelaydConf:
+def parse(text: str, name: str, macros: Mapping[str, str] = {}, load: Load = load) -> RelaydConf:
     """Read *text* as relayd.conf called *name*.  Raise ConfError with all that is wrong.
 
     relayd looks for a relative include in the directory it runs in, which nobody knows; here it
     is the directory of *name*.
     """
-    return _Parser(text, name, macros).conf()
-
-
-def _load(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise OSError("not a file")
-    with path.open("rb") as file:
-        return file.read(LIMIT + 1).decode(errors="surrogateescape")
+    return _Parser(text, name, macros, load).conf()
 
 
 # Tokens
@@ -375,8 +380,9 @@ _KEYED_MODES = ("hash", "loadbalance", "source-hash")
 class _Parser:
     """Reads statements, and keeps what the later ones refer to."""
 
-    def __init__(self, text: str, name: str, macros: Mapping[str, str]) -> None:
+    def __init__(self, text: str, name: str, macros: Mapping[str, str], load: Load) -> None:
         self._lexer = _Lexer(text, name, macros)
+        self._load = load
         self._directory = Path(name).parent
         self._ahead: _Token | None = None
         self._interval = INTERVAL
@@ -464,7 +470,7 @@ class _Parser:
             self._lexer.report(place, f"more than {DEPTH} files include each other")
             raise ConfError(self._lexer.problems)
         try:
-            text = _load(path)
+            text = self._load(path)
         except (OSError, ValueError) as error:
             what = getattr(error, "strerror", None) or error
             self._fail(place, f'cannot include "{path}": {what}')
