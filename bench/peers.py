@@ -281,6 +281,7 @@ class Hactl(Peer):
             f"run_dir: {here}/run",
             f"state_dir: {here}/state",
             f"control: {{path: {self.control}}}",
+            "user: root",
         ]
         config = here / "hactl.yaml"
         config.write_text("\n".join(lines) + "\n")

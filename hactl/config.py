@@ -34,7 +34,7 @@ from msgspec import Meta, Struct, field, structs
 
 import checks
 from hactl.core.model import Limit
-from hactl.core.units import Duration, FileMode, Pace, Secret, Share, Size
+from hactl.core.units import Command, Duration, FileMode, Pace, Secret, Share, Size
 
 FILE_LIMIT = 1 << 20  # bytes
 DEPTH_LIMIT = 32  # the deepest that means anything is 5
@@ -178,6 +178,10 @@ def _pace(text: str) -> Pace:
     return pace
 
 
+def _command(text: str) -> Command:
+    return Command.parse(_text(text))
+
+
 def _pattern(pattern: str) -> dict[str, object]:
     return {"type": "string", "pattern": f"^{pattern}$"}
 
@@ -203,6 +207,9 @@ _SCALARS: Mapping[object, _Scalar] = {
     Share: _Scalar("a share", ' like "60%"', "any", Share.parse, _pattern(Share.PATTERN)),
     Pace: _Scalar("a pace", ' like "25% in 60s"', "any", _pace, _pattern(Pace.PATTERN)),
     FileMode: _Scalar("a mode", ' like "0660"', "text", FileMode.parse, _pattern(FileMode.PATTERN)),
+    Command: _Scalar(
+        "a command", ' like "/bin/true -x"', "text", _command, _pattern(Command.PATTERN)
+    ),
     Path: _Scalar("an absolute path", "", "text", _path, {"type": "string", "pattern": "^/"}),
     Secret: _Scalar("an absolute path", "", "text", _secret, {"type": "string", "pattern": "^/"}),
 }
@@ -299,7 +306,8 @@ class Control(Struct, frozen=True):
 class Config(Struct, frozen=True):
     """The whole file, with every default filled in; *watch* maps nodes to checks.
 
-    *shared_fate* maps a check to those that fail with it.
+    *shared_fate* maps a check to those that fail with it.  Started by root, hactld becomes *user*;
+    *on_dead* is run when it does not stay alive.
     """
 
     mode: Mode
@@ -311,7 +319,14 @@ class Config(Struct, frozen=True):
     relayd: Relayd = field(default_factory=Relayd)
     run_dir: Path = Path("/var/run/hactl")
     state_dir: Path = Path("/var/db/hactl")
+    user: Word = "_hactl"
+    on_dead: Command | None = None
     control: Control = field(default_factory=Control)
+
+    def withdrawn(self) -> frozenset[str]:
+        """Return the services whose hook has nothing to say while hactld is dead."""
+        services = self.services.items()
+        return frozenset(n for n, s in services if s.mode == "hook" and s.stale == "up")
 
 
 class _Defaults(Struct, frozen=True):
@@ -1106,7 +1121,7 @@ def _plain(value: object) -> object:
         return _keys(value)
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, Pace):
+    if isinstance(value, Pace | Command):
         return str(value)
     if isinstance(value, tuple):
         return [_plain(each) for each in value]

@@ -195,6 +195,15 @@ services:
     }
 
 
+def test_what_hactld_becomes_and_what_is_run_when_it_is_dead() -> None:
+    parsed = config.parse(MODE, "f")
+    assert (parsed.user, parsed.on_dead) == ("_hactl", None)
+    parsed = config.parse(MODE + "user: nobody\non_dead: /bin/page -n 'two words' 5551234", "f")
+    assert parsed.user == "nobody"
+    assert parsed.on_dead == ("/bin/page", "-n", "two words", "5551234")
+    assert config.parse(config.show(parsed), "f") == parsed
+
+
 def test_the_control_socket_lies_in_run_dir_unless_it_is_given() -> None:
     text = MODE + "run_dir: /tmp/x\ncontrol: {group: wheel, mode: '0600'}"
     control = config.parse(text, "f").control
@@ -412,6 +421,14 @@ def test_contradicting_options_are_said_at_the_option() -> None:
         (MODE + "# \x1b[31m", ["2:3: a character that is not text (U+001B)"]),
         (MODE + "# \ud800", ["2:3: a character that is not text (U+D800)"]),
         (MODE + "run_dir: var/run", ['2:10: run_dir: expected an absolute path (got "var/run")']),
+        (
+            MODE + "on_dead: page me",
+            ['2:10: on_dead: expected a command like "/bin/true -x" (got "page me")'],
+        ),
+        (
+            MODE + "on_dead: /bin/page 'me",
+            ['2:10: on_dead: expected a command like "/bin/true -x" (got "/bin/page \'me")'],
+        ),
         (
             MODE + "control: {mode: 0660}",
             [

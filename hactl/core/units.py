@@ -7,6 +7,7 @@ regular expression of the whole text, in the subset that JSON Schema knows too.
 from __future__ import annotations
 
 import re
+import shlex
 from typing import ClassVar, Self
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -107,6 +108,24 @@ class FileMode(int):
 
     def __str__(self) -> str:
         return f"{int(self):04o}"
+
+
+class Command(tuple[str, ...]):
+    """A program and its arguments, split as a shell would, run without one."""
+
+    __slots__ = ()
+    PATTERN: ClassVar[str] = "/.*"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Split a line that begins with an absolute path.  Raise ValueError for anything else."""
+        words = shlex.split(text)
+        if not words or not words[0].startswith("/"):
+            raise ValueError(f'expected a command like "/bin/true" (got "{text}")')
+        return cls(words)
+
+    def __str__(self) -> str:
+        return shlex.join(self)
 
 
 class Secret:

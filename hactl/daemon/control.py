@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -43,37 +43,43 @@ class Answer(msgspec.Struct, frozen=True):
 Handle = Callable[[Request], Awaitable[Answer]]
 
 
+def listen(path: Path, mode: int, user: int = -1, group: int = -1) -> socket.socket:
+    """Make the socket, in place of what an earlier hactld left; -1 is whoever we are.
+
+    Nobody gets in before owner and mode are right: nobody listens yet.  Raise OSError.
+    """
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX)
+    mask = os.umask(0o777 & ~mode)
+    try:
+        listening.bind(os.fspath(path))
+        os.chown(path, user, group, follow_symlinks=False)
+        listening.listen(CLIENTS)
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.umask(mask)
+    return listening
+
+
 class Control:
-    """Serves requests on a Unix socket with *handle*."""
+    """Serves requests on a Unix socket with *handle*; *listening* is for it to close."""
 
     def __init__(
-        self,
-        path: Path,
-        group: str | None,
-        mode: int,
-        handle: Handle,
-        *,
-        patience: float = PATIENCE,
+        self, listening: socket.socket, handle: Handle, *, patience: float = PATIENCE
     ) -> None:
-        self._path = path
-        self._group = group
-        self._mode = mode
+        self._listening = listening
         self._handle = handle
         self._patience = patience
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen.  Raise OSError or LookupError (no such group)."""
-        self._path.unlink(missing_ok=True)
-        mask = os.umask(0o177)  # nobody else gets in before the mode is right
-        try:
-            self._server = await asyncio.start_unix_server(self._accept, self._path, limit=LINE)
-        finally:
-            os.umask(mask)
-        if self._group is not None:
-            shutil.chown(self._path, group=self._group)
-        self._path.chmod(self._mode)
+        """Take clients in from now on."""
+        self._server = await asyncio.start_unix_server(
+            self._accept, sock=self._listening, limit=LINE
+        )
 
     async def stop(self) -> None:
         """Stop listening and send the clients away."""
@@ -83,7 +89,6 @@ class Control:
         for client in self._clients:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
-        self._path.unlink(missing_ok=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,6 +27,7 @@ from hactl.core.policy import HOUR, Hold, Memory
 from hactl.core.units import Duration
 from hactl.daemon import plan as plan_
 from hactl.daemon.control import Answer, Control, Request
+from hactl.daemon.helped import Helped
 from hactl.daemon.runner import Runner
 from hactl.daemon.store import BLOCK, HoldRow, Lasting, Marker, Store, Stored, StoreError
 from hactl.relayd import conf as conf_
@@ -49,12 +51,15 @@ NO_END = 2**31  # seconds; an override may not last longer
 class Daemon:
     """Everything that hactld is while it runs."""
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(
+        self, path: Path, config: Config, listening: socket.socket, helped: Helped | None = None
+    ) -> None:
         self._path = path
         self._config = config
+        self._helped = helped
         self._stopping = False
         self._wake = asyncio.Event()
-        self._steer(_programs(config))
+        self._steer(helped or _programs(config))
         self._verdicts = Verdicts(config.run_dir / "down")
         self._store = Store(config.state_dir / "hactl.db")
         self._marker = Marker(config.run_dir / "owned.json")
@@ -64,9 +69,7 @@ class Daemon:
         self._statuses: tuple[tuple[str, str], ...] = ()  # of services, as of the last wide look
         self._paused = float("-inf")  # until then relayd is another's, who reloads it
         self._runner = Runner(self._due, self._feed, self._suspect)
-        self._control = Control(
-            config.control.path, config.control.group, config.control.mode, self._handle
-        )
+        self._control = Control(listening, self._handle)
         self._notes: list[str] = []  # what was wrong at load, shown until the next one
         self._trouble = ""  # what relayctl last refused
         self._counts = {"cycles": 0, "actions": 0, "failed_actions": 0}
@@ -105,10 +108,7 @@ class Daemon:
     # Life
 
     async def run(self, started: Callable[[], None]) -> None:
-        """Run until told to stop; *started* is called once nothing can keep hactld from running.
-
-        Raise OSError or LookupError if the control socket cannot be made.
-        """
+        """Run until told to stop; *started* is called once nothing can keep hactld from running."""
         await self._control.start()
         started()
         for number, handler in (
@@ -155,11 +155,9 @@ class Daemon:
                 log.error("%s", line)
             log.error("%s is refused, the old one is kept", self._path)
             return lines
-        fixed = ("run_dir", "state_dir", "control")
-        stays = [key for key in fixed if getattr(config, key) != getattr(self._config, key)]
-        config = replace(config, **{key: getattr(self._config, key) for key in fixed})
+        config, stays = _kept(config, self._config, helped=self._helped is not None)
         self._config = config
-        self._steer(_programs(config))
+        self._steer(self._helped or _programs(config))
         self._engine.replan(plan_.plan(config), self._loop.time())
         await self._configure()
         self._notes += [f"{key} changed: it takes a restart of hactld" for key in stays]
@@ -182,7 +180,7 @@ class Daemon:
         self._notes += self._verdicts.keep({n for n, s in services if s.mode != "relayctl"})
         path = self._config.relayd.conf
         try:
-            conf = conf_.read(path)
+            conf = await self._helped.conf(path) if self._helped else conf_.read(path)
         except (conf_.ConfError, OSError) as error:
             self._engine.facts = plan_.NO_CONF
             self._notes.append(
@@ -642,6 +640,24 @@ def _summary(snapshot: Snapshot) -> Iterable[str]:
             )
     for alert in snapshot.alerts:
         yield f"status alert={_value(alert)}"
+
+
+def _kept(new: Config, old: Config, *, helped: bool) -> tuple[Config, list[str]]:
+    """Return *new* with what takes a restart as it is in *old*, and the keys that differ."""
+    keys = ("run_dir", "state_dir", "control", "user", "on_dead")
+    stays = [key for key in keys if getattr(new, key) != getattr(old, key)]
+    new = replace(new, **{key: getattr(old, key) for key in keys})
+    if helped:  # the helper goes by what root loaded
+        parts = ("conf", "relayctl", "pfctl", "socket", "timeout")
+        stays += [
+            f"relayd: {key}"
+            for key in parts
+            if getattr(new.relayd, key) != getattr(old.relayd, key)
+        ]
+        stays += ["stale"] if new.withdrawn() != old.withdrawn() else []
+        relayd = replace(new.relayd, **{key: getattr(old.relayd, key) for key in parts})
+        new = replace(new, relayd=relayd)
+    return new, stays
 
 
 def _programs(config: Config) -> Programs:

@@ -7,13 +7,23 @@ import asyncio
 import fcntl
 import logging
 import os
+import socket
 import sys
 import syslog
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from hactl import config as config_
 from hactl.config import Config, ConfigError
+from hactl.daemon import control, privilege
+from hactl.daemon.helped import Helped, Inherited
+from hactl.daemon.helper import Duty, Helper, Kept
+from hactl.daemon.privilege import Account
+from hactl.relayd import hook
+
+log = logging.getLogger("hactld")
 
 DEFAULT = Path("/etc/hactl.yaml")
 
@@ -27,48 +37,147 @@ def main() -> None:
         "-f", metavar="FILE", type=Path, default=DEFAULT, help="use this hactl.yaml"
     )
     parser.add_argument("-v", action="store_true", help="log every result")
+    parser.add_argument("--helped", help=argparse.SUPPRESS)  # what the helper starts it with
     options = parser.parse_args()
+    options.f = options.f.absolute()
+    if options.helped is not None:
+        _log(options)
     try:
         config = config_.load(options.f)
     except ConfigError as error:
         print(error, file=sys.stderr)
+        if options.helped is not None and not options.d:
+            for line in str(error).splitlines():  # nobody may see by now what is printed
+                log.error("%s", line)
         sys.exit(1)
     if options.n:
         print("configuration OK", file=sys.stderr)
         return
     try:
-        sys.exit(_run(options.f.absolute(), config, foreground=options.d, verbose=options.v))
+        privilege.settle()
+        if options.helped is not None:
+            sys.exit(_work(config, options))
+        account = privilege.account(config.user)
+        sys.exit(_alone(config, options) if account is None else _split(config, options, account))
     except (OSError, LookupError) as error:
         sys.exit(f"hactld: {error}")
 
 
-def _run(path: Path, config: Config, *, foreground: bool, verbose: bool) -> int:
-    """Prepare what the daemon needs, and run it.  Raise OSError or LookupError."""
-    from hactl.daemon.daemon import Daemon
+# Alone, or in two
 
-    config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    config.state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+
+def _alone(config: Config, options: argparse.Namespace) -> int:
+    """Do everything in one process, as whoever we are."""
+    with _claim(config, None), control.listen(*_place(config)) as listening:
+        started = _daemonize() if not options.d else _nothing
+        _log(options)
+        if os.geteuid() == 0:
+            log.warning("runs as root, without a helper, as hactl.yaml says (user: root)")
+        try:
+            return _serve(config, options, started, listening)
+        finally:
+            config.control.path.unlink(missing_ok=True)
+
+
+def _split(config: Config, options: argparse.Namespace, account: Account) -> int:
+    """Stay root as the helper, and have *account* do the work in another process."""
+    where = config.relayd
+    programs = {"relayctl": [os.fspath(where.relayctl)], "pfctl": [os.fspath(where.pfctl)]}
+    if where.socket is not None:
+        programs["relayctl"] += ["-s", os.fspath(where.socket)]
+    flags = [flag for flag, given in (("-d", options.d), ("-v", options.v)) if given]
+    command = [sys.executable, "-P", "-m", "hactl.daemon.main"]
+    with _claim(config, account) as lock, control.listen(*_place(config, account)) as listening:
+        started = _daemonize() if not options.d else _nothing
+        _log(options)
+        privilege.pledge(privilege.HELPER_PROMISES)
+        kept = Kept(
+            [*command, "-f", os.fspath(options.f), *flags, "--helped"],
+            listening.fileno(),
+            lock.fileno(),
+            account,
+            partial(hook.withdraw, config.run_dir / "down", config.withdrawn()),
+            on_dead=config.on_dead or (),
+        )
+        try:
+            return Helper(Duty(programs, where.conf, where.timeout), kept).run(started)
+        finally:
+            config.control.path.unlink(missing_ok=True)
+
+
+def _work(config: Config, options: argparse.Namespace) -> int:
+    """Be what the helper keeps alive."""
+    inherited = Inherited.parse(options.helped)
+    privilege.dropped(inherited.helper)
+    privilege.unveil([config.state_dir, config.run_dir])
+    privilege.pledge(privilege.PROMISES)
+    started = _nothing if options.d else _quiet
+    return _serve(config, options, started, inherited.listening, inherited)
+
+
+def _claim(config: Config, owner: Account | None) -> BinaryIO:
+    """Make the directories and lock them.  Raise OSError."""
+    privilege.directory(config.run_dir, 0o755, owner)
+    privilege.directory(config.state_dir, 0o750, owner)
     config.control.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    lock = (config.state_dir / "lock").open("a+")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    lock = os.fdopen(os.open(config.state_dir / "lock", flags, 0o640), "rb+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"hactld: another hactld runs with {config.state_dir}", file=sys.stderr)
-        return 1
-    started = _daemonize() if not foreground else _nothing
-    _log(foreground=foreground, verbose=verbose)
+        lock.close()
+        raise BlockingIOError(f"another hactld runs with {config.state_dir}") from None
+    if owner is not None:
+        os.fchown(lock.fileno(), owner.uid, owner.gid)
+    return lock
+
+
+def _place(config: Config, owner: Account | None = None) -> tuple[Path, int, int, int]:
+    """Return path, mode, user and group of the control socket.  Raise LookupError."""
+    user, group = (-1, -1) if owner is None else (owner.uid, owner.gid)
+    if config.control.group is not None:
+        group = privilege.group(config.control.group)
+    return config.control.path, config.control.mode, user, group
+
+
+def _serve(
+    config: Config,
+    options: argparse.Namespace,
+    started: Callable[[], None],
+    listening: socket.socket,
+    inherited: Inherited | None = None,
+) -> int:
+    """Run the daemon to its end; return the exit code.  Raise OSError."""
+    from hactl.daemon.daemon import Daemon
+
+    privilege.descriptors()
 
     async def serve() -> None:
-        await Daemon(path, config).run(started)
+        asyncio.get_running_loop().set_exception_handler(_complain)
+        if inherited is None:
+            await Daemon(options.f, config, listening).run(started)
+            return
+        helped = await Helped.join(inherited, config.relayd.timeout)
+
+        def begun() -> None:
+            started()
+            helped.started()
+
+        await Daemon(options.f, config, listening, helped).run(begun)
 
     try:
         asyncio.run(serve())
     except (OSError, LookupError):
         raise
     except Exception:
-        logging.getLogger("hactld").exception("a fault of hactld's own ends it")
+        log.exception("a fault of hactld's own ends it")
         return 1
     return 0
+
+
+def _complain(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say in a line what the event loop has to say."""
+    log.error("%s: %r", context["message"], context.get("exception", ""))
 
 
 def _nothing() -> None:
@@ -89,16 +198,20 @@ def _daemonize() -> Callable[[], None]:
     os.setsid()
     if os.fork():
         os._exit(0)
-    os.chdir("/")
 
     def started() -> None:
-        null = os.open(os.devnull, os.O_RDWR)
-        for standard in range(3):
-            os.dup2(null, standard)
+        _quiet()
         os.write(told, b".")
         os.close(told)
 
     return started
+
+
+def _quiet() -> None:
+    """Let go of the terminal."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
 
 
 class _Syslog(logging.Handler):
@@ -114,11 +227,11 @@ class _Syslog(logging.Handler):
         syslog.syslog(levels.get(record.levelno, syslog.LOG_ERR), record.getMessage())
 
 
-def _log(*, foreground: bool, verbose: bool) -> None:
-    handler: logging.Handler = logging.StreamHandler() if foreground else _Syslog()
+def _log(options: argparse.Namespace) -> None:
+    handler: logging.Handler = logging.StreamHandler() if options.d else _Syslog()
     form = "%(asctime)s.%(msecs)03d %(levelname)s %(message)s"
     handler.setFormatter(logging.Formatter(form, "%Y-%m-%dT%H:%M:%S"))
-    logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose else logging.INFO)
+    logging.basicConfig(handlers=[handler], level=logging.DEBUG if options.v else logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.raiseExceptions = False  # a full disk or a gone terminal stops nothing
 

@@ -72,6 +72,7 @@ relayd:
   socket: {dir}/relayd/relayd.sock
 run_dir: {dir}/run
 state_dir: {dir}/state
+user: root
 """
 
 

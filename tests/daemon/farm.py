@@ -83,6 +83,7 @@ services:
 relayd: {{conf: {dir}/relayd.conf, relayctl: {dir}/relayctl, pfctl: {dir}/pfctl, timeout: 300ms}}
 run_dir: {dir}/run
 state_dir: {dir}/state
+user: {user}
 """
 
 RELAYD = """\
@@ -101,21 +102,24 @@ class Farm:
 
     directory: Path
     nodes: dict[str, Node]
+    prefix: tuple[str, ...] = ()  # what hactld is started through
     process: asyncio.subprocess.Process | None = None
 
     @classmethod
-    def make(cls, directory: Path, port: int) -> Farm:
+    def make(
+        cls, directory: Path, port: int, user: str = "root", prefix: tuple[str, ...] = ()
+    ) -> Farm:
         """Write every file that hactld needs."""
         for name, program in (("relayctl", RELAYCTL), ("pfctl", PFCTL)):
             (directory / name).write_text(program)
             (directory / name).chmod(0o755)
         (directory / "relayd.conf").write_text(RELAYD)
-        (directory / "hactl.yaml").write_text(HACTL.format(port=port, dir=directory))
+        (directory / "hactl.yaml").write_text(HACTL.format(port=port, dir=directory, user=user))
         nodes = {
             name: Node(name, {"smtp": (address, port)})
             for name, address in (("mx0", "127.0.11.4"), ("mx1", "127.0.11.5"))
         }
-        farm = cls(directory, nodes)
+        farm = cls(directory, nodes, prefix)
         farm.misbehave("no")
         return farm
 
@@ -134,7 +138,7 @@ class Farm:
         """Start hactld and wait until it answers."""
         with (self.directory / "log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "hactl.daemon.main", "-d", *options),
+                *(*self.prefix, sys.executable, "-m", "hactl.daemon.main", "-d", *options),
                 *("-f", str(self.directory / "hactl.yaml")),
                 stdout=log,
                 stderr=log,

@@ -21,7 +21,7 @@ async def answer(request: Request) -> Answer:
 
 def serve(path: Path, scene: Callable[[], Awaitable[None]], patience: float = 5.0) -> None:
     async def run() -> None:
-        server = Control(path, None, 0o600, answer, patience=patience)
+        server = Control(control.listen(path, 0o600), answer, patience=patience)
         await server.start()
         try:
             await scene()
@@ -86,4 +86,3 @@ def test_what_an_earlier_hactld_left_is_replaced(tmp_path: Path, stale: str) -> 
         assert (tmp_path / "s").stat().st_mode & 0o7777 == 0o600
 
     serve(tmp_path / "s", scene)
-    assert not (tmp_path / "s").exists()

@@ -288,7 +288,7 @@ def test_the_socket_has_its_mode_and_goes_with_hactld(tmp_path: Path) -> None:
 
 def test_it_leaves_the_terminal_and_says_first_what_keeps_it_from_running(tmp_path: Path) -> None:
     path = tmp_path / "hactl.yaml"
-    text = f"mode: observe\nrun_dir: {tmp_path}/run\nstate_dir: {tmp_path}/state\n"
+    text = f"mode: observe\nrun_dir: {tmp_path}/run\nstate_dir: {tmp_path}/state\nuser: root\n"
     run = (sys.executable, "-m", "hactl.daemon.main", "-f", str(path))
     path.write_text(text + "control: {group: no-such-group}\n")
     failed = subprocess.run(run, capture_output=True, text=True, timeout=20, check=False)

@@ -33,6 +33,7 @@ services: {{mx-smtp: {{require: [smtp], grace: 1s}}}}
 relayd: {{conf: {dir}/relayd.conf, relayctl: {dir}/relayctl}}
 run_dir: {dir}/run
 state_dir: {dir}/state
+user: root
 """
 
 
