@@ -1,7 +1,6 @@
 """clamd: ClamAV answers, its signatures are fresh, and it scans: text passes, a sample is found.
 
-One session asks for PING, STATS and VERSION, and has a few bytes scanned.  Busy threads show at any
-of these steps, as the commands wait in the same queue.  Now and then the bytes are EICAR's, which
+One session asks for PING, STATS and VERSION, and has a few bytes scanned.  Now and then the bytes are EICAR's, which
 is no virus and by agreement taken for one; each time clamd logs it, and runs its VirusEvent.
 Source: clamd(8); https://www.eicar.org/download-anti-malware-testfile/
 """
@@ -12,7 +11,8 @@ import calendar
 import re
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,35 +64,50 @@ class Clamd(Spoken, frozen=True, kw_only=True, tag="clamd"):
 
     def look(self, target: Target) -> Dialogue:
         """Go from PING to the scan, or to the first answer that is wrong."""
-        pong = payload((yield Say(b"zIDSESSION\0zPING\0", whole, "ping")))
+        # All at once: else clamd's small answers wait for our TCP's late acknowledgements.
+        ask = b"zIDSESSION\0zPING\0zSTATS\0zVERSION\0"
+        (pong,) = payloads((yield Say(ask, whole(1), "ping")))
         if pong != b"PONG":
             return fail(f"not a PONG: {quote(pong)}")
-        stats = payload((yield Say(b"zSTATS\0", whole, "stats")))
-        version = payload((yield Say(b"zVERSION\0", whole, "version")))
+        stats, version = payloads((yield Say(b"", whole(2), "stats")))
         text, measures = describe(version, target.at)
         measures |= load(stats)
         if "queue_items" not in measures:
             return fail(f"not STATS: {quote(stats)}")
         if not target.due("sample", self.sample):
-            found = payload((yield Say(stream(TEXT), whole, "scan")))
+            (found,) = payloads((yield Say(stream(TEXT), whole(1), "scan")))
             if found != b"stream: OK":
                 return fail(f"harmless text: {quote(found)}")
             return ok(text, **measures)
-        found = payload((yield Say(stream(SAMPLE), whole, "sample")))
+        (found,) = payloads((yield Say(stream(SAMPLE), whole(1), "sample")))
         if not found.endswith(b" FOUND"):
             return fail(f"the EICAR sample is not found: {quote(found)}")
         target.note(sample=target.at)  # a fail is looked at again
         return ok(text, **measures)
 
 
-def whole(buffer: bytes) -> int:
-    """Complete at the first NUL byte, as we ask for it with a `z` before each command."""
-    return buffer.find(b"\0") + 1
+def whole(count: int) -> Callable[[bytes], int]:
+    """Complete at so many NUL bytes; answers end with one as we ask with a `z` before each command."""
+
+    def size(buffer: bytes) -> int:
+        end = 0
+        for _ in range(count):
+            end = buffer.find(b"\0", end) + 1
+            if not end:
+                break
+        return end
+
+    return size
 
 
-def payload(answer: bytes) -> bytes:
-    """Return *answer* without the number that a session gives it, and without the NUL."""
-    return re.sub(rb"^[0-9]+: ", b"", answer.rstrip(b"\0"))
+def payloads(answers: bytes) -> list[bytes]:
+    """Return *answers* in the order of the questions: a session numbers them, as threads give them."""
+    found = []
+    for answer in answers[:-1].split(b"\0"):
+        number, colon, text = answer.partition(b": ")
+        numbered = bool(colon) and number.isdigit() and len(number) < 10
+        found.append((int(number), text) if numbered else (0, answer))
+    return [text for _, text in sorted(found, key=itemgetter(0))]
 
 
 def stream(data: bytes) -> bytes:

@@ -30,7 +30,7 @@ CLEAN = b"4: stream: OK\0"
 FOUND = b"4: stream: Eicar-Test-Signature FOUND\0"
 NOON = calendar.timegm((2026, 11, 22, 20, 30, 11))
 
-WELL = PONG + STATS + VERSION
+WELL = PONG + VERSION + STATS  # as clamd answers: a thread gives STATS
 
 
 def test_asks_for_everything_in_one_session() -> None:
@@ -106,6 +106,11 @@ def test_the_age_of_signatures_is_known_where_it_is_said(
     version: bytes, text: str, measures: dict[str, float]
 ) -> None:
     assert describe(version, NOON) == (text, measures)
+
+
+def test_the_order_of_answers_does_not_matter() -> None:
+    result, _, _ = feed(Clamd().talk(), PONG + STATS + VERSION + CLEAN)
+    assert (result.verdict, result.reason) == (Verdict.OK, "ClamAV 1.4.3, signatures 27800")
 
 
 def test_stats_without_numbers_are_none() -> None:

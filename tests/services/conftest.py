@@ -9,8 +9,13 @@ import pytest
 
 from checks.smtp import Smtp
 from checks.spamd import Spamd
+from tests.services import clamd as clamav
+from tests.services import dovecot as imapd
 from tests.services import opensmtpd as smtpd
+from tests.services import postfix as mta
+from tests.services.dovecot import Dovecot
 from tests.services.opensmtpd import Mail
+from tests.services.postfix import Postfix
 from tests.services.servers import HOST, Server, free_port, need
 
 
@@ -62,3 +67,24 @@ def spamd(directory: Path) -> Iterator[Server]:
     server = Server(command, directory, check)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def postfix(directory: Path) -> Iterator[Postfix]:
+    """Run Postfix; it takes mail for probe@example.org."""
+    (directory / "postfix").mkdir()
+    yield from mta.run(directory / "postfix")
+
+
+@pytest.fixture(scope="module")
+def dovecot(directory: Path) -> Iterator[Dovecot]:
+    """Run Dovecot with one user."""
+    (directory / "dovecot").mkdir()
+    yield from imapd.run(directory / "dovecot")
+
+
+@pytest.fixture(scope="module")
+def clamd(directory: Path) -> Iterator[Server]:
+    """Run clamd with signatures of our own."""
+    (directory / "clamd").mkdir()
+    yield from clamav.run(directory / "clamd")

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,13 +55,20 @@ def free_port() -> int:
 class Server:
     """A process with children; *check* is what tells that it is ready."""
 
-    def __init__(self, command: list[str], directory: Path, check: Spoken) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        directory: Path,
+        check: Spoken,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.check = check
+        self.directory = directory
         self._log = directory / "log"
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:  # some write to it themselves as well
             self._popen = subprocess.Popen(
                 command,
-                env={**os.environ, "PATH": PATH},
+                env={**os.environ, "PATH": PATH, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
