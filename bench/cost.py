@@ -1,7 +1,7 @@
 """What a check costs: the real hactld beside other checkers, on the same farm of SMTP targets.
 
-hactld runs as in production: core, store, and a relayctl that is read each second (a stand-in that
-costs what an empty program costs).  The checkers take turns, round by round.  CPU is user and
+hactld runs as in production: core, store, proof, with a relayctl and a pfctl that are read each
+second (stand-ins that cost what an empty program costs).  The checkers take turns, round by round.  CPU is user and
 system time of the checker and its children, divided by the conversations that the farm counted;
 lateness is how far from the interval two looks at one target were apart, as the farm saw it.  `floor`
 is no checker: an asyncio loop that exchanges the same words over the same sockets and slots.  A

@@ -35,6 +35,8 @@ from farm import FAULTS, Farm, address, more_files
 from peers import STOLEN, Hactl, Haproxy, HaproxyFast, Peer, Setup, Stolen, quantile
 
 import hactl.lab
+from hactl.core import schedule
+from hactl.core.model import Probe, Rule
 from hactl.lab.relayd import Emulator
 
 PATIENCE = 14.0  # seconds until a fault counts as not seen
@@ -119,10 +121,10 @@ def read_log(peer: Hactl, directory: Path) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def looked(peer: Hactl, target: int) -> float:
-    """Return when hactld last looked at a target."""
-    lines = re.findall(rf"^(\d+\.\d+)\S* .*DEBUG t{target}/", peer.log.read_text(), re.MULTILINE)
-    return float(lines[-1])
+def phase_of(target: int, interval: float) -> float:
+    """Return when in the interval, on the monotonic clock, hactld's regular look at a target is due."""
+    probe = Probe(f"t{target}", "smtp", address(target))
+    return schedule.first(probe, 0, Rule(interval=interval), 0.0).due
 
 
 def started(directory: Path, host: str) -> list[float]:
@@ -174,8 +176,8 @@ async def play(
             phases = [(n + dice.random()) / repetitions for n in range(repetitions)]
             dice.shuffle(phases)
             for target, phase in enumerate(phases):
-                planned = looked(steering, target) + phase * setup.interval
-                await asyncio.sleep((planned - time.time()) % setup.interval)
+                moment = phase_of(target, setup.interval) + phase * setup.interval
+                await asyncio.sleep((moment - time.monotonic()) % setup.interval)
                 faults[target] = farm.fault([target], fault)
                 watches.append(asyncio.create_task(gone(emulator, target, seen["pf"])))
                 await until(lambda target=target: target in seen["pf"], PATIENCE)  # type: ignore[misc]

@@ -38,7 +38,7 @@ PATH = os.pathsep.join(
 STOLEN = 0.05  # a measurement with more of the machine's time stolen is dropped
 INFLIGHT = 64  # plugins or requests at a time
 
-# What a relayctl is to hactld while nothing happens: a child that prints and ends.
+# What relayctl and pfctl are to hactld while nothing happens: a child that prints a file and ends.
 STAND_IN = r"""
 #include <stdio.h>
 #include <string.h>
@@ -47,20 +47,18 @@ STAND_IN = r"""
 int main(int argc, char *argv[])
 {
 	static char buf[1 << 20];
+	char path[1024];
 	ssize_t n;
-	int i, fd;
-	for (i = 1; i < argc; i++)
-		if (strcmp(argv[i], "show") == 0) {
-			fd = open(SUMMARY, O_RDONLY);
-			while ((n = read(fd, buf, sizeof(buf))) > 0)
-				if (write(1, buf, n) != n)
-					return 1;
-			return 0;
-		}
-	return puts("command succeeded") < 0;
+	int fd;
+	snprintf(path, sizeof(path), "%s.%s", argv[0], argv[argc - 1]);
+	if (argc < 2 || (fd = open(path, O_RDONLY)) == -1)
+		return puts("command succeeded") < 0;
+	while ((n = read(fd, buf, sizeof(buf))) > 0)
+		if (write(1, buf, n) != n)
+			return 1;
+	return 0;
 }
 """
-
 
 # The least that an asyncio program can do: the same words over the same sockets, in the same slots,
 # and no thought about any of it.
@@ -226,7 +224,7 @@ class Peer:
 class Hactl(Peer):
     """The real hactld; the farm is one table of relayd's, and its only check is smtp.
 
-    relayctl is a stand-in that shows all hosts up, unless *relayctl* and *conf* are given.
+    relayctl and pfctl are stand-ins that show all hosts up, unless *relayctl* and *conf* are given.
     """
 
     name = "hactl"
@@ -262,7 +260,9 @@ class Hactl(Peer):
         here, setup = self.directory, self.setup
         members = range(self.farm.count if self.members is None else self.members)
         conf = self.conf or _relayd_conf(here / "relayd.conf", members, self.farm.port)
-        relayctl = self.relayctl or _stand_in(here, members, self.farm.port)
+        relayctl, pfctl = self.relayctl, here / "none"
+        if relayctl is None:
+            relayctl, pfctl = _stand_in(here, members, self.farm.port)
         lines = ["mode: relayctl", "nodes:"]
         lines += [f"  t{n}: {address(n)}" for n in range(self.farm.count)]
         lines += ["checks:"]
@@ -277,7 +277,7 @@ class Hactl(Peer):
             lines += ["watch:"]
             lines += [f"  t{n}: [{names}]" for n in range(len(members), self.farm.count)]
         lines += [
-            f"relayd: {{conf: {conf}, relayctl: {relayctl}}}",
+            f"relayd: {{conf: {conf}, relayctl: {relayctl}, pfctl: {pfctl}}}",
             f"run_dir: {here}/run",
             f"state_dir: {here}/state",
             f"control: {{path: {self.control}}}",
@@ -322,26 +322,36 @@ def _relayd_conf(path: Path, members: range, port: int) -> Path:
     return path
 
 
-def _stand_in(directory: Path, members: range, port: int) -> Path:
-    """Make a relayctl that shows every host up and says yes to the rest."""
-    summary, program = directory / "summary", directory / "relayctl"
-    rows = ["Id  \tType    \tName                    \tAvlblty\tStatus",
-            "1   \tredirect\tfarm                    \t       \tactive",
-            f"1   \ttable   \tfarm:{port}             \t       \tactive ({len(members)} hosts)"]  # fmt: skip
-    rows += [f"{n + 1:<4}\thost    \t{address(n):24}\t100.00%\tup" for n in members]
-    summary.write_text("\n".join(rows) + "\n")
+def _stand_in(directory: Path, members: range, port: int) -> tuple[Path, Path]:
+    """Make a relayctl that shows every host up and says yes to the rest, and the pfctl to it."""
+    head = "Id  \tType    \tName                    \tAvlblty\tStatus"
+    redirect = "1   \tredirect\tfarm                    \t       \tactive"
+    table = f"1   \ttable   \tfarm:{port}             \t       \tactive ({len(members)} hosts)"
+    hosts = [f"{n + 1:<4}\thost    \t{address(n):24}\t100.00%\tup" for n in members]
+    checked = [line for host in hosts for line in (host, "\t\ttotal: 9/9 checks")]
+    said = {  # by the last word
+        "relayctl.summary": [head, redirect, table, *hosts],
+        "relayctl.hosts": [head, table, *checked],
+        "pfctl.show": [f"   {address(n)}" for n in members],
+        "pfctl.-sr": ['anchor "relayd/*" all', "pass in quick on lo0 all flags S/SA keep state"],
+        "pfctl.-sS": [],
+    }
+    for name, lines in said.items():
+        (directory / name).write_text("".join(f"{line}\n" for line in lines))
+    programs = directory / "relayctl", directory / "pfctl"
     if compiler := shutil.which("cc"):
-        source = directory / "relayctl.c"
+        source = directory / "stand-in.c"
         source.write_text(STAND_IN)
-        define = f'-DSUMMARY="{summary}"'
-        subprocess.run([compiler, "-O2", define, "-o", program, source], check=True)
+        subprocess.run([compiler, "-O2", "-o", programs[0], source], check=True)
+        shutil.copy(*programs)
     else:  # dearer by a cat
-        program.write_text(
-            '#!/bin/sh\ncase "$*" in\n*show*) exec cat \'' + str(summary) + "' ;;\nesac\n"
-            "echo command succeeded\n"
-        )
-        program.chmod(0o755)
-    return program
+        for program in programs:
+            program.write_text(
+                '#!/bin/sh\nfor last; do :; done\n[ -e "$0.$last" ] && exec cat "$0.$last"\n'
+                "echo command succeeded\n"
+            )
+            program.chmod(0o755)
+    return programs
 
 
 class Haproxy(Peer):
