@@ -339,7 +339,7 @@ class _Defaults(Struct, frozen=True):
 # YAML with places
 
 
-class _Leaf(Struct, frozen=True):
+class Leaf(Struct, frozen=True):
     """A single value, as written; *plain* without quotes."""
 
     line: int
@@ -357,26 +357,28 @@ class _Leaf(Struct, frozen=True):
         return tag.rpartition(":")[2]
 
 
-class _List(Struct, frozen=True):
+class List(Struct, frozen=True):
+    """Values in a row."""
+
     line: int
     column: int
-    items: tuple[_Tree, ...]
+    items: tuple[Tree, ...]
     size: int = 1
 
 
-class _Map(Struct, frozen=True):
+class Map(Struct, frozen=True):
     """Keys with their values; what came in by `<<` keeps the place where it was written."""
 
     line: int
     column: int
-    entries: dict[str, tuple[_Leaf, _Tree]]
+    entries: dict[str, tuple[Leaf, Tree]]
     size: int = 1
 
-    def get(self, key: str) -> _Tree | None:
+    def get(self, key: str) -> Tree | None:
         return self.entries[key][1] if key in self.entries else None
 
 
-_Tree = _Leaf | _List | _Map
+Tree = Leaf | List | Map
 _resolve: Callable[..., str] = yaml.resolver.Resolver().resolve
 # Characters that no editor shows, and line ends that YAML counts and editors do not.
 _UNSEEN = re.compile(
@@ -396,7 +398,7 @@ class _Composer:
         self.file = file
         self.events = events
         self.problems: list[Problem] = []
-        self.anchors: dict[str, _Tree | None] = {}  # None: not complete yet
+        self.anchors: dict[str, Tree | None] = {}  # None: not complete yet
         self.added = 0
 
     def say(self, line: int, column: int, text: str) -> None:
@@ -407,7 +409,7 @@ class _Composer:
         self.say(*_place(event.start_mark), text)
         return ConfigError(self.problems)
 
-    def document(self) -> _Tree | None:
+    def document(self) -> Tree | None:
         """Return the only document, None if there is none."""
         next(self.events)  # the start of the stream
         event = next(self.events)
@@ -420,7 +422,7 @@ class _Composer:
             raise self.stop(event, "a second document starts here; write one")
         return tree
 
-    def tree(self, event: yaml.Event, depth: int) -> _Tree:
+    def tree(self, event: yaml.Event, depth: int) -> Tree:
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event)
         if depth > DEPTH_LIMIT:
@@ -431,23 +433,23 @@ class _Composer:
             self.say(line, column, f'tags have no meaning here (got "{_shown(event.tag)}")')
         if event.anchor is not None:
             self.anchors[event.anchor] = None
-        tree: _Tree
+        tree: Tree
         if isinstance(event, yaml.ScalarEvent):
-            tree = _Leaf(line, column, event.value, not event.style)
+            tree = Leaf(line, column, event.value, not event.style)
         elif isinstance(event, yaml.SequenceStartEvent):
             items = tuple(self.children(yaml.SequenceEndEvent, depth))
-            tree = _List(line, column, items, 1 + sum(item.size for item in items))
+            tree = List(line, column, items, 1 + sum(item.size for item in items))
         else:
             tree = self.mapping(line, column, depth)
         if event.anchor is not None:
             self.anchors[event.anchor] = tree
         return tree
 
-    def children(self, end: type[yaml.Event], depth: int) -> Iterator[_Tree]:
+    def children(self, end: type[yaml.Event], depth: int) -> Iterator[Tree]:
         while not isinstance(event := next(self.events), end):
             yield self.tree(event, depth + 1)
 
-    def alias(self, event: yaml.AliasEvent) -> _Tree:
+    def alias(self, event: yaml.AliasEvent) -> Tree:
         anchor = event.anchor or ""
         name = _shown(anchor)
         if anchor not in self.anchors:
@@ -460,14 +462,14 @@ class _Composer:
             raise self.stop(event, f"aliases add more than {ALIAS_LIMIT} values")
         return tree
 
-    def mapping(self, line: int, column: int, depth: int) -> _Map:
+    def mapping(self, line: int, column: int, depth: int) -> Map:
         """Read keys and values, then merge what `<<` brings under them."""
-        entries: dict[str, tuple[_Leaf, _Tree]] = {}
+        entries: dict[str, tuple[Leaf, Tree]] = {}
         size = 1
         children = self.children(yaml.MappingEndEvent, depth)
         for key, value in zip(children, children, strict=True):
             size += value.size
-            if not isinstance(key, _Leaf):
+            if not isinstance(key, Leaf):
                 self.say(key.line, key.column, f"expected a plain key (got {_got(key)})")
             elif key.text in entries:
                 place = f"first on line {entries[key.text][0].line}"
@@ -476,8 +478,8 @@ class _Composer:
                 entries[key.text] = key, value
         if "<<" in entries and entries["<<"][0].plain:
             merge = entries.pop("<<")[1]
-            for source in merge.items if isinstance(merge, _List) else (merge,):
-                if isinstance(source, _Map):
+            for source in merge.items if isinstance(merge, List) else (merge,):
+                if isinstance(source, Map):
                     entries = source.entries | entries
                 else:
                     self.say(
@@ -485,10 +487,10 @@ class _Composer:
                         source.column,
                         f"expected a mapping, or a list of them, to merge (got {_got(source)})",
                     )
-        return _Map(line, column, entries, size)
+        return Map(line, column, entries, size)
 
 
-def _compose(text: str, file: str) -> tuple[_Tree | None, list[Problem]]:
+def _compose(text: str, file: str) -> tuple[Tree | None, list[Problem]]:
     """Return the tree and what is wrong with it already; raise ConfigError if it is no YAML."""
     composer = _Composer(file, yaml.parse(text, Loader=_Loader))
     try:
@@ -531,12 +533,12 @@ def _shown(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _got(tree: _Tree) -> str:
-    if isinstance(tree, _Leaf):
+def _got(tree: Tree) -> str:
+    if isinstance(tree, Leaf):
         if tree.kind != "str":
             return _shown(tree.text) or "nothing"
         return f'"{_shown(tree.text)}"'
-    if isinstance(tree, _Map):
+    if isinstance(tree, Map):
         return "a mapping"
     return "a list" if tree.items else "an empty list"
 
@@ -555,7 +557,7 @@ _KINDS = {
 }
 
 
-def _quote(leaf: _Leaf) -> str:
+def _quote(leaf: Leaf) -> str:
     """Return the hint for a text that YAML takes for something else."""
     if leaf.kind == "str" or not leaf.text:
         return ""
@@ -688,7 +690,7 @@ def _make(kind: type[_S], values: Mapping[str, object]) -> _S:
 class _Walker:
     """Reads a tree by types and collects the problems."""
 
-    def __init__(self, file: str, top: _Map, problems: list[Problem]) -> None:
+    def __init__(self, file: str, top: Map, problems: list[Problem]) -> None:
         self.file = file
         self.top = top
         self.problems = problems
@@ -696,12 +698,12 @@ class _Walker:
         self.names = {
             section: tree.entries
             for section in ("nodes", "checks")
-            if isinstance(tree := top.get(section) or _Map(0, 0, {}), _Map)
+            if isinstance(tree := top.get(section) or Map(0, 0, {}), Map)
         }
         defaults = top.get("defaults")
-        self.defaults = defaults if isinstance(defaults, _Map) else _Map(0, 0, {})
+        self.defaults = defaults if isinstance(defaults, Map) else Map(0, 0, {})
         self.owners: dict[str, str] = {}  # address -> its node and line
-        self.special: dict[object, Callable[[_Map, str], object]] = {
+        self.special: dict[object, Callable[[Map, str], object]] = {
             Node: self.node,
             Check: self.check,
             Service: self.service,
@@ -711,10 +713,10 @@ class _Walker:
 
     # What went wrong
 
-    def say(self, tree: _Tree, path: str, text: str) -> None:
+    def say(self, tree: Tree, path: str, text: str) -> None:
         self.problems.append(Problem(self.file, tree.line, tree.column, path, text))
 
-    def expected(self, what: str, tree: _Tree, path: str, hint: str = "") -> None:
+    def expected(self, what: str, tree: Tree, path: str, hint: str = "") -> None:
         self.say(tree, path, f"expected {what} (got {_got(tree)}){hint}")
 
     def similar(self, word: str, known: Iterable[str]) -> str:
@@ -727,11 +729,11 @@ class _Walker:
 
     # Values by type
 
-    def value(self, kind: object, tree: _Tree, path: str) -> object:
+    def value(self, kind: object, tree: Tree, path: str) -> object:
         """Return the value of type *kind* that *tree* holds, _BAD after saying why there is none."""
-        if kind is Node and isinstance(tree, _Leaf):
-            tree = _Map(tree.line, tree.column, {"address": (tree, tree)})
-        if kind in self.special and isinstance(tree, _Map):
+        if kind is Node and isinstance(tree, Leaf):
+            tree = Map(tree.line, tree.column, {"address": (tree, tree)})
+        if kind in self.special and isinstance(tree, Map):
             return self.special[kind](tree, path)
         members = _members(kind)
         if len(members) > 1:
@@ -753,9 +755,9 @@ class _Walker:
         values = self.fields(_specs(kind), tree, path)
         return _BAD if values is None else _make(kind, values)
 
-    def scalar(self, scalar: _Scalar, tree: _Tree, path: str) -> object:
+    def scalar(self, scalar: _Scalar, tree: Tree, path: str) -> object:
         wanted, hint = scalar.noun + scalar.example, ""
-        if isinstance(tree, _Leaf):
+        if isinstance(tree, Leaf):
             try:
                 value = scalar.read(tree.text)
                 if scalar.form == "text" and tree.kind != "str":
@@ -772,12 +774,12 @@ class _Walker:
         self.expected(wanted, tree, path, hint)
         return _BAD
 
-    def union(self, kind: object, members: Iterable[object], tree: _Tree, path: str) -> object:
+    def union(self, kind: object, members: Iterable[object], tree: Tree, path: str) -> object:
         """Try each member; if only one is not None its own words say what is wrong."""
         members = list(members)
         if type(None) in members:
             members.remove(type(None))
-            if isinstance(tree, _Leaf) and tree.kind == "null":
+            if isinstance(tree, Leaf) and tree.kind == "null":
                 return None
         if len(members) == 1:
             return self.value(members[0], tree, path)
@@ -790,7 +792,7 @@ class _Walker:
         self.expected(_expectation(kind), tree, path)
         return _BAD
 
-    def known(self, section: str, tree: _Tree, name: str, path: str) -> bool:
+    def known(self, section: str, tree: Tree, name: str, path: str) -> bool:
         """Say whether *name* is in the section; a section that is broken has been said already."""
         names = self.names.get(section)
         if names is None or name in names:
@@ -798,8 +800,8 @@ class _Walker:
         self.say(tree, path, f'no {section[:-1]} "{_shown(name)}"' + self.similar(name, names))
         return False
 
-    def items(self, kind: object, tree: _Tree, path: str) -> object:
-        if not isinstance(tree, _List):
+    def items(self, kind: object, tree: Tree, path: str) -> object:
+        if not isinstance(tree, List):
             self.expected("a list", tree, path)
             return _BAD
         values: list[object] = []
@@ -810,9 +812,9 @@ class _Walker:
             values.append(value)
         return _BAD if _BAD in values else tuple(values)
 
-    def mapping(self, key_kind: object, kind: object, tree: _Tree, path: str) -> object:
+    def mapping(self, key_kind: object, kind: object, tree: Tree, path: str) -> object:
         """Read a mapping whose keys are names: of its own entries, or of another section's."""
-        if not isinstance(tree, _Map):
+        if not isinstance(tree, Map):
             self.expected("a mapping", tree, path)
             return _BAD
         values: dict[str, object] = {}
@@ -828,11 +830,9 @@ class _Walker:
             values[name] = self.value(kind, value, inner)
         return _BAD if _BAD in values.values() else values
 
-    def fields(
-        self, specs: Mapping[str, _Spec], tree: _Tree, path: str
-    ) -> dict[str, object] | None:
+    def fields(self, specs: Mapping[str, _Spec], tree: Tree, path: str) -> dict[str, object] | None:
         """Return the values given in a mapping with fixed keys, None if anything is wrong with it."""
-        if not isinstance(tree, _Map):
+        if not isinstance(tree, Map):
             self.expected("a mapping", tree, path)
             return None
         dot = f"{path}." if path else ""
@@ -863,7 +863,7 @@ class _Walker:
         values.pop("defaults", None)
         config = _make(Config, values)
         control = self.top.get("control")
-        if not isinstance(control, _Map) or "path" not in control.entries:
+        if not isinstance(control, Map) or "path" not in control.entries:
             path = config.run_dir / "hactl.sock"
             config = structs.replace(config, control=structs.replace(config.control, path=path))
         return config
@@ -871,10 +871,10 @@ class _Walker:
     def share_names(self) -> None:
         """Nodes and services share one space of names, so that a command need not say which."""
         nodes, services = self.top.get("nodes"), self.top.get("services")
-        if isinstance(services, _Map) and "all" in services.entries:
+        if isinstance(services, Map) and "all" in services.entries:
             text = "a freeze of all means every service; take another name"
             self.say(services.entries["all"][0], "services.all", text)
-        if not isinstance(nodes, _Map) or not isinstance(services, _Map):
+        if not isinstance(nodes, Map) or not isinstance(services, Map):
             return
         for name in nodes.entries.keys() & services.entries.keys():
             node, service = nodes.entries[name][0], services.entries[name][0]
@@ -887,12 +887,12 @@ class _Walker:
     def share_fates(self) -> None:
         """Say which checks are declared to be their own cause."""
         tree = self.top.get("shared_fate")
-        for name, (_, effects) in tree.entries.items() if isinstance(tree, _Map) else ():
-            for item in effects.items if isinstance(effects, _List) else ():
-                if isinstance(item, _Leaf) and item.text == name:
+        for name, (_, effects) in tree.entries.items() if isinstance(tree, Map) else ():
+            for item in effects.items if isinstance(effects, List) else ():
+                if isinstance(item, Leaf) and item.text == name:
                     self.say(item, f"shared_fate.{_shown(name)}", "it cannot be its own cause")
 
-    def default(self, tree: _Map, path: str) -> object:
+    def default(self, tree: Map, path: str) -> object:
         """Read the defaults for their errors alone; `under` brings them to where they count."""
         service = {k: spec._replace(required=False) for k, spec in _specs(Service).items()}
         specs = {"check": _common(), "service": service}
@@ -904,32 +904,32 @@ class _Walker:
                 self.say(key, f"{path}.{_shown(name)}", "unknown key" + hint)
         return None
 
-    def under(self, section: str, tree: _Map) -> _Map:
+    def under(self, section: str, tree: Map) -> Map:
         """Return *tree* with the defaults of its section under its own keys."""
         defaults = self.defaults.get(section)
-        if not isinstance(defaults, _Map):
+        if not isinstance(defaults, Map):
             return tree
         return structs.replace(tree, entries=defaults.entries | tree.entries)
 
-    def node(self, tree: _Map, path: str) -> object:
+    def node(self, tree: Map, path: str) -> object:
         """Read a node; its address may be one or several."""
         address = tree.get("address")
-        if isinstance(address, _Leaf):
+        if isinstance(address, Leaf):
             key = tree.entries["address"][0]
-            address = _List(address.line, address.column, (address,))
+            address = List(address.line, address.column, (address,))
             tree = structs.replace(tree, entries=tree.entries | {"address": (key, address)})
         values = self.fields(_specs(Node), tree, path)
         if values is None:
             return _BAD
         node = _make(Node, values)
-        assert isinstance(address, _List)
+        assert isinstance(address, List)
         if not node.addresses:
             self.expected("at least one address", address, f"{path}.address")
         for place, text in zip(address.items, node.addresses, strict=True):
             self.own(place, text, path)
         return node
 
-    def own(self, place: _Tree, address: str, path: str) -> None:
+    def own(self, place: Tree, address: str, path: str) -> None:
         """Note whose address it is; a result could not say which of two nodes it speaks of."""
         try:
             same = str(ipaddress.ip_address(address))
@@ -940,7 +940,7 @@ class _Walker:
         else:
             self.owners[same] = f"{path}, line {place.line}"
 
-    def check(self, tree: _Map, path: str) -> object:
+    def check(self, tree: Map, path: str) -> object:
         """Read the common keys and, beside them, the options of the type."""
         own, tree = tree, self.under("check", tree)
         option = self.option(tree, path)
@@ -970,7 +970,7 @@ class _Walker:
                 self.say(given, f"{path}.{key}", text)
         return structs.replace(check, hedge=Duration(0), tripwire=False)
 
-    def timed(self, check: Check, tree: _Map, path: str) -> Check:
+    def timed(self, check: Check, tree: Map, path: str) -> Check:
         """Fit the type's defaults to the interval; say which given times do not fit it."""
         for key in _TIMES[1:]:
             seconds: Duration = getattr(check, key)
@@ -982,7 +982,7 @@ class _Walker:
                 self.say(given, f"{path}.{key}", text)
         return check
 
-    def limit(self, tree: _Map, path: str) -> object:
+    def limit(self, tree: Map, path: str) -> object:
         """Read the thresholds of a measure; they must stand in order, from good to bad."""
         values = self.fields(_specs(Limit), tree, path)
         if values is None:
@@ -996,7 +996,7 @@ class _Walker:
             self.say(tree, path, f"expected clear {order} warn {order} fail{hint}")
         return limit
 
-    def option(self, tree: _Map, path: str) -> type[checks.Option] | None:
+    def option(self, tree: Map, path: str) -> type[checks.Option] | None:
         """Return the option class that `type` names."""
         kind = tree.get("type")
         names = checks.names()
@@ -1013,21 +1013,21 @@ class _Walker:
             self.say(kind, f"{path}.type", f'no check type "{_shown(str(value))}"{hint}')
             return None
 
-    def service(self, tree: _Map, path: str) -> object:
+    def service(self, tree: Map, path: str) -> object:
         """Read a service; it must ask for something, and say once what it wants of a check."""
         tree = self.under("service", tree)
         values = self.fields(_specs(Service), tree, path)
         if values is None:
             return _BAD
         mode = self.top.get("mode")
-        service = _make(Service, {"mode": mode.text if isinstance(mode, _Leaf) else ""} | values)
+        service = _make(Service, {"mode": mode.text if isinstance(mode, Leaf) else ""} | values)
         if not (service.require or service.prefer or service.watch):
             self.say(tree, path, "requires, prefers and watches nothing; name a check")
         roles = {"required": service.require, "preferred": service.prefer}
         for key, names in (("prefer", service.prefer), ("watch", service.watch)):
             given = tree.get(key)
             for place, name in (
-                zip(given.items, names, strict=True) if isinstance(given, _List) else ()
+                zip(given.items, names, strict=True) if isinstance(given, List) else ()
             ):
                 role = next(
                     (r for r, known in roles.items() if name in known and r[:6] != key), None
@@ -1068,27 +1068,49 @@ def parse(text: str, name: str) -> Config:
 
     Raise ConfigError with all of them; what the checks read from their files is forgotten then.
     """
+    return configured(*mapping(text, name, "mode: observe"), name)
+
+
+def mapping(text: str, name: str, least: str) -> tuple[Map, list[Problem]]:
+    """Return the mapping that a YAML text is, with its places, and what is wrong with it so far.
+
+    Raise ConfigError if it is none; *least* is what an empty text lacks.
+    """
     text = text.removeprefix("\ufeff")
     unseen = _UNSEEN.search(text)
     if unseen is not None:
         what = f"a character that is not text (U+{ord(unseen[0]):04X})"
         raise ConfigError([Problem(name, *_end(text[: unseen.start()]), "", what)])
     top, problems = _compose(text, name)
-    if top is None or (isinstance(top, _Leaf) and top.kind == "null"):
+    if top is None or (isinstance(top, Leaf) and top.kind == "null"):
         raise ConfigError(
-            [Problem(name, 1, 1, "", 'the file is empty; it needs at least "mode: observe"')]
+            [Problem(name, 1, 1, "", f'the file is empty; it needs at least "{least}"')]
         )
-    if not isinstance(top, _Map):
+    if not isinstance(top, Map):
         problems.append(
             Problem(name, top.line, top.column, "", f"expected a mapping (got {_got(top)})")
         )
         raise ConfigError(problems)
+    return top, problems
+
+
+def configured(top: Map, problems: list[Problem], name: str) -> Config:
+    """Read a configuration.  Raise ConfigError with all that is wrong, *problems* included."""
     walker = _Walker(name, top, problems)
     with checks.all_or_nothing():
         config = walker.config()
         if config is None or walker.problems:
             raise ConfigError(walker.problems)
     return config
+
+
+def read(kind: type[_S], top: Map, problems: list[Problem], name: str) -> _S:
+    """Read a Struct of scalars, tuples and dicts in the same way, for another kind of file."""
+    walker = _Walker(name, structs.replace(top, entries={}), problems)
+    values = walker.fields(_specs(kind), top, "")
+    if values is None or walker.problems:
+        raise ConfigError(walker.problems)
+    return _make(kind, values)
 
 
 def is_name(text: str) -> bool:

@@ -20,12 +20,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field, structs
 
 from hactl import config as config_
-from hactl.config import Config, ConfigError, Problem
+from hactl.config import Config, ConfigError, Leaf, List, Map, Problem, Tree
 from hactl.core.units import Duration, Share
 from hactl.relayd import conf as conf_
 from hactl.relayd.conf import RelaydConf
@@ -138,20 +139,12 @@ def parse(
     """Read the text of a scenario called *name*; with *config* and *conf* it runs on those."""
     if len(text) > config_.FILE_LIMIT:
         raise ConfigError([Problem(name, 0, 0, "", "too long for a scenario")])
-    if (unseen := config_._UNSEEN.search(text)) is not None:
-        shown = f"a character that is not text (U+{ord(unseen[0]):04X})"
-        raise ConfigError([Problem(name, *config_._end(text[: unseen.start()]), "", shown)])
-    top, problems = config_._compose(text, name)
-    if not isinstance(top, config_._Map):
-        line, column = (top.line, top.column) if top is not None else (1, 1)
-        raise ConfigError([*problems, Problem(name, line, column, "", "expected a mapping")])
+    top, problems = config_.mapping(text, name, "tables: {mx: {main: [A, B]}}")
     own = {key: entry for key, entry in top.entries.items() if key not in _OURS}
-    walker = config_._Walker(name, structs.replace(top, entries={}), problems)
-    values = walker.fields(config_._specs(File), structs.replace(top, entries=own), "")
-    if values is None or walker.problems:
-        raise ConfigError(walker.problems)
-    file = config_._make(File, values)
-    what = _given(name, top, file) if config is None or conf is None else cluster(config, conf)
+    file = config_.read(File, structs.replace(top, entries=own), problems, name)
+    what = (
+        _given(name, text, top, file) if config is None or conf is None else cluster(config, conf)
+    )
     events = tuple(_event(each) for each in file.events)
     problems += [*_strangers(name, top, events, what), *_unreadable(name, top, file.expect)]
     if problems:
@@ -175,60 +168,65 @@ def _event(each: Written) -> Event:
 # The cluster
 
 
-def _given(name: str, top: config_._Map, file: File) -> Cluster | None:
+def _given(name: str, text: str, top: Map, file: File) -> Cluster | None:
     """Make the cluster that the file describes, None if it describes none."""
     if file.hactl or file.conf:
         if not file.hactl or not file.conf:
             missing = "conf" if file.hactl else "hactl"
             raise ConfigError([Problem(name, top.line, top.column, "", f'missing "{missing}"')])
-        config = config_.parse(file.hactl, f"{name} (hactl)")
-        return _together(name, config, file.conf)
+        config = config_.parse(_inlay(text, top, "hactl"), name)
+        return _together(name, config, _inlay(text, top, "conf"))
     if not file.tables:
         return None
     words = {w: None for t in file.tables.values() for w in (*t.main, *t.backup)}
-    walker = config_._Walker(name, _hactl(top, list(words), list(file.tables)), [])
-    made = walker.config()
-    if made is None or walker.problems:
-        raise ConfigError(walker.problems)
+    made = config_.configured(_hactl(top, list(words), list(file.tables)), [], name)
     return _together(name, made, _conf(file))
+
+
+def _inlay(text: str, top: Map, key: str) -> str:
+    """Return a block of the file standing where it stands there, so that its errors do too."""
+    (block,) = (t for t in _places(top, key) if isinstance(t, Leaf))
+    below = text.splitlines()[block.line :] if not block.plain else []
+    first = next((line for line in below if line.strip()), "")
+    margin = first[: len(first) - len(first.lstrip())]
+    return "\n" * (block.line - block.plain) + indent(block.text, margin)
 
 
 def _together(name: str, config: Config, text: str) -> Cluster:
     try:
-        return cluster(config, conf_.parse(text, f"{name} (conf)"))
+        return cluster(config, conf_.parse(text, name))
     except conf_.ConfError as error:
-        raise ConfigError([Problem(name, 0, 0, "conf", p) for p in error.problems]) from None
+        problems = [p.removeprefix(f"{name}:") for p in error.problems]
+        raise ConfigError([Problem(name, 0, 0, "", problem) for problem in problems]) from None
 
 
-def _hactl(top: config_._Map, words: list[str], services: list[str]) -> config_._Map:
+def _hactl(top: Map, words: list[str], services: list[str]) -> Map:
     """Return hactl.yaml's tree: what the file has of it, the rest made up."""
 
-    def leaf(text: str, like: config_._Tree = top) -> config_._Leaf:
-        return config_._Leaf(like.line, like.column, text, True)
+    def leaf(text: str, like: Tree = top) -> Leaf:
+        return Leaf(like.line, like.column, text, True)
 
-    def map_(entries: Mapping[str, config_._Tree], like: config_._Tree = top) -> config_._Map:
-        return config_._Map(
-            like.line, like.column, {key: (leaf(key, v), v) for key, v in entries.items()}
-        )
+    def map_(entries: Mapping[str, Tree], like: Tree = top) -> Map:
+        return Map(like.line, like.column, {key: (leaf(key, v), v) for key, v in entries.items()})
 
     nodes = top.get("nodes") or map_({w: leaf(f"10.0.{n >> 8}.{n & 255}") for n, w in
                                       enumerate(words, 1)})  # fmt: skip
     checks = top.get("checks") or map_({"smtp": map_({})})
-    if isinstance(checks, config_._Map):
+    if isinstance(checks, Map):
         typed = {
             key: (place, _typed(value, leaf("smtp", value)))
             for key, (place, value) in checks.entries.items()
         }
         checks = structs.replace(checks, entries=typed)
         every = tuple(leaf(key) for key in typed)
-        require = map_({"require": config_._List(top.line, top.column, every)})
+        require = map_({"require": List(top.line, top.column, every)})
     else:
         require = map_({})
     given = top.get("services") or map_({})
-    if isinstance(given, config_._Map):
+    if isinstance(given, Map):
         made = {name: (leaf(name), require) for name in services if name not in given.entries}
         given = structs.replace(given, entries={**given.entries, **made})
-    entries: dict[str, config_._Tree] = {
+    entries: dict[str, Tree] = {
         "mode": leaf("relayctl"),
         "nodes": nodes,
         "checks": checks,
@@ -238,11 +236,11 @@ def _hactl(top: config_._Map, words: list[str], services: list[str]) -> config_.
     return map_(entries | ({"defaults": defaults} if defaults is not None else {}))
 
 
-def _typed(tree: config_._Tree, kind: config_._Leaf) -> config_._Tree:
+def _typed(tree: Tree, kind: Leaf) -> Tree:
     """Return a check's options with a type."""
-    if isinstance(tree, config_._Leaf) and tree.kind == "null":
-        tree = config_._Map(tree.line, tree.column, {})
-    if isinstance(tree, config_._Map) and not tree.entries.keys() & {"type", "from"}:
+    if isinstance(tree, Leaf) and tree.kind == "null":
+        tree = Map(tree.line, tree.column, {})
+    if isinstance(tree, Map) and not tree.entries.keys() & {"type", "from"}:
         return structs.replace(tree, entries=tree.entries | {"type": (kind, kind)})
     return tree
 
@@ -270,17 +268,17 @@ def _conf(file: File) -> str:
 # What the types cannot say
 
 
-def _places(top: config_._Map, *path: str) -> Iterator[config_._Tree]:
+def _places(top: Map, *path: str) -> Iterator[Tree]:
     """Yield the tree at a path, or nothing."""
-    tree: config_._Tree | None = top
+    tree: Tree | None = top
     for key in path:
-        tree = tree.get(key) if isinstance(tree, config_._Map) else None
+        tree = tree.get(key) if isinstance(tree, Map) else None
     if tree is not None:
         yield tree
 
 
 def _strangers(
-    name: str, top: config_._Map, events: tuple[Event, ...], what: Cluster | None
+    name: str, top: Map, events: tuple[Event, ...], what: Cluster | None
 ) -> Iterator[Problem]:
     """Say which events speak of what does not exist."""
     if what is None:
@@ -288,7 +286,7 @@ def _strangers(
     nodes = {s.node for each in what.layouts for s in each.seats} | what.plan.nodes.keys()
     services = what.plan.services.keys()
     pairs = {f"{each.name}/{s.node}" for each in what.layouts for s in each.seats}
-    items = next((t.items for t in _places(top, "events") if isinstance(t, config_._List)), ())
+    items = next((t.items for t in _places(top, "events") if isinstance(t, List)), ())
     for event, tree in zip(events, items, strict=False):
         known = nodes if event.do in FAULTS else nodes | services | pairs
         for target in event.to:
@@ -302,7 +300,7 @@ def _strangers(
                 yield Problem(name, tree.line, tree.column, "events", text)
 
 
-def _unreadable(name: str, top: config_._Map, expect: Expect) -> Iterator[Problem]:
+def _unreadable(name: str, top: Map, expect: Expect) -> Iterator[Problem]:
     """Say which lines of `expect` are not of their form."""
     for tree in _places(top, "expect"):
         for line in expect.commands or ():
