@@ -230,7 +230,7 @@ class Memory(Struct, frozen=True):
 
     def lasting(self) -> Memory:
         """Return the part that must survive a restart of hactld."""
-        return Memory(holds=self.holds, owner=self.owner, latched=self.latched)
+        return Memory(holds=self.holds, guards=self.guards, owner=self.owner, latched=self.latched)
 
     def removed(self, decision: Decision, now: float) -> Memory:
         """Count a removal that was carried out; the same one again after a reload is none."""

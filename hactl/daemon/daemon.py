@@ -23,13 +23,15 @@ from hactl.core import explain
 from hactl.core.engine import CYCLE, Engine, Event
 from hactl.core.explain import Snapshot
 from hactl.core.model import Action, Checked, HostStatus, Member, Override, Owned, Probe, Verb
-from hactl.core.policy import HOUR, Hold, Memory
+from hactl.core.policy import Memory
 from hactl.core.units import Duration
+from hactl.daemon import clock as clock_
 from hactl.daemon import plan as plan_
+from hactl.daemon.clock import Clock
 from hactl.daemon.control import Answer, Control, Request
 from hactl.daemon.helped import Helped
 from hactl.daemon.runner import Runner
-from hactl.daemon.store import BLOCK, HoldRow, Lasting, Marker, Store, Stored, StoreError
+from hactl.daemon.store import BLOCK, Marker, Store, Stored, StoreError
 from hactl.relayd import conf as conf_
 from hactl.relayd.command import Local, Programs
 from hactl.relayd.hook import Verdicts
@@ -68,12 +70,14 @@ class Daemon:
         self._wide_at = float("-inf")  # the next one at its rules and sources too
         self._statuses: tuple[tuple[str, str], ...] = ()  # of services, as of the last wide look
         self._paused = float("-inf")  # until then relayd is another's, who reloads it
+        self._epoch = config.run_dir / "epoch"
         self._runner = Runner(self._due, self._feed, self._suspect)
         self._control = Control(listening, self._handle)
         self._notes: list[str] = []  # what was wrong at load, shown until the next one
         self._trouble = ""  # what relayctl last refused
         self._counts = {"cycles": 0, "actions": 0, "failed_actions": 0}
         self._loop = asyncio.get_running_loop()
+        self._clock = Clock(self._loop.time, clock_.read(self._epoch))
         try:
             stored = self._store.open()
         except StoreError as error:
@@ -85,9 +89,12 @@ class Daemon:
         self._engine.owned = self._inherited(stored)
         self._reserved = stored.counter
         for override in stored.overrides:
-            self._engine.override(self._timed(override))
+            self._engine.override(clock_.timed(override, self._clock))
         self._engine.remember(
-            {name: self._from_wall(name, lasting) for name, lasting in stored.memories.items()}
+            {
+                name: clock_.restored(name, lasting, self._clock)
+                for name, lasting in stored.memories.items()
+            }
         )
         self._written = dict(stored.owned)
         self._remembered: dict[str, Memory] = {}
@@ -369,6 +376,7 @@ class Daemon:
 
     def _sync(self) -> None:
         """Write what changed of ownership and memory, and reserve decision ids in time."""
+        self._follow_the_clock()
         owned = self._engine.owned
         for member in self._written.keys() | owned.keys():
             if self._written.get(member) != owned.get(member):
@@ -377,7 +385,7 @@ class Daemon:
         for service, memory in self._engine.memories.items():
             if memory.lasting() != self._remembered.get(service):
                 self._remembered[service] = memory.lasting()
-                self._store.remember(service, self._on_wall(memory))
+                self._store.remember(service, clock_.stored(memory, self._clock))
         if self._engine.counter > self._reserved + BLOCK // 2:
             self._reserved = self._engine.counter
             self._store.reserve(self._reserved)
@@ -397,44 +405,20 @@ class Daemon:
         written.add_done_callback(ended)
         return written
 
-    def _on_wall(self, memory: Memory) -> Lasting:
-        """Put the times of a memory on the wall clock, which goes on while hactld does not run."""
-        offset = time.time() - self._loop.time()
-        rows = tuple(
-            HoldRow(
-                member.table,
-                member.host,
-                hold.level,
-                tuple(t + offset for t in hold.removals),
-                hold.until + offset,
-                None if hold.graced == float("-inf") else hold.graced + offset,
+    def _follow_the_clock(self) -> None:
+        """Let everything end when it would have, if somebody stepped the wall clock."""
+        step = self._clock.stepped()
+        if step:
+            log.info(
+                "the clock was stepped by %+.0f s; holds and overrides keep their length", step
             )
-            for member, hold in memory.holds.items()
-        )
-        owner, latched = memory.owner, memory.latched
-        return Lasting(
-            rows,
-            None if owner is None else (owner.table, owner.host),
-            None if latched is None else tuple(sorted((m.table, m.host) for m in latched)),
-        )
-
-    def _from_wall(self, service: str, lasting: Lasting) -> Memory:
-        """Put a stored memory on the loop's clock.  A hold never lasts longer than it could have."""
-        now = self._loop.time()
-        offset = now - time.time()
-        holds = {
-            Member(service, row.place, row.host): Hold(
-                row.level,
-                tuple(min(now, t + offset) for t in row.removals),
-                min(row.until + offset, now + HOUR),
-                float("-inf") if row.graced is None else min(now, row.graced + offset),
-            )
-            for row in lasting.holds
-        }
-        owner = None if lasting.owner is None else Member(service, *lasting.owner)
-        latched = lasting.latched
-        kept = None if latched is None else frozenset(Member(service, *seat) for seat in latched)
-        return Memory(holds=holds, owner=owner, latched=kept)
+            for key, override in self._engine.overrides.items():
+                self._engine.overrides[key] = clock_.shifted(override, step)
+                self._store.override(key, self._engine.overrides[key])
+            self._remembered.clear()
+        if step or not self._epoch.exists():
+            with suppress(OSError):  # then a step and a restart together may end holds early
+                clock_.write(self._epoch, self._clock.epoch)
 
     def _report(self) -> None:
         """Write the engine's events to the log."""
@@ -483,7 +467,7 @@ class Daemon:
     async def _override(self, kind: str, target: str, options: dict[str, str]) -> Answer:
         if (wrong := self._stranger(kind, target)) is not None:
             return wrong
-        now = time.time()
+        now = self._clock.wall(self._loop.time())
         until = None
         if options.get("for"):
             try:
@@ -494,7 +478,7 @@ class Daemon:
                 return Answer(2, f"--for: expected a span between 0s and {NO_END}s (got {span})")
             until = now + span
         who, reason = options.get("who", "somebody")[:64], options.get("reason", "")[:256]
-        override = self._timed(Override(target, kind, who, reason, now, until))
+        override = clock_.timed(Override(target, kind, who, reason, now, until), self._clock)
         if refusal := self._engine.refusal(override):
             return Answer(1, refusal)
         empty = self._engine.would_empty(override)
@@ -597,12 +581,6 @@ class Daemon:
         ended: asyncio.Future[Checked] = self._loop.create_future()
         self._runner.look(probe, ended.set_result)
         return await ended
-
-    def _timed(self, override: Override) -> Override:
-        """Put the end of an override on the loop's clock."""
-        if override.until is None:
-            return override
-        return replace(override, ends=self._loop.time() + (override.until - time.time()))
 
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}

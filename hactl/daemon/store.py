@@ -57,6 +57,15 @@ class HoldRow(Struct, frozen=True):
     graced: float | None
 
 
+class GuardRow(Struct, frozen=True):
+    """A preferred check's load guard; *removed* and *until* are Unix seconds."""
+
+    check: str
+    removed: float
+    until: float | None
+    span: float
+
+
 class Lasting(Struct, frozen=True):
     """What policy must remember of a service, members as (place, host).
 
@@ -66,6 +75,7 @@ class Lasting(Struct, frozen=True):
     holds: tuple[HoldRow, ...] = ()
     owner: tuple[int, str] | None = None
     latched: tuple[tuple[int, str], ...] | None = None
+    guards: tuple[GuardRow, ...] = ()
 
 
 class Stored(Struct, frozen=True):

@@ -49,7 +49,7 @@ MANNERS = (
 FAULTS = ("crash", "vanish", "hang", "refuse", "refuse", "slow", "warn", "unknown", "loss")
 DEEDS = (
     "reload", "reload", "restart", "down", "kill", "kill", "stall", "lag", "mute", "cut",
-    "disable", "enable", "drain", "maint", "pin", "freeze", "resume", "thaw",
+    "disable", "enable", "drain", "maint", "pin", "freeze", "resume", "thaw", "ahead", "back",
 )  # fmt: skip
 SPANS = (0.5, 2.0, 3.0, 7.0, 15.0, 31.0, 60.0, 200.0, 600.0)
 GAPS = (0.0, 0.2, 0.5, 1.1, 2.0, 4.0, 9.0, 15.0, 35.0, 120.0, 300.0)
@@ -129,6 +129,8 @@ def _event(rng: random.Random, at: float, nodes: list[str], services: list[str])
                      shift=rng.choice((0, 1, 5)) if do == "reload" else 0)  # fmt: skip
     if do in ("kill", "stall", "lag", "mute", "cut"):
         return Event(at, do, lasts=lasts)
+    if do in ("ahead", "back"):
+        return Event(at, do, by=3600.0)
     if do in ("freeze", "thaw"):
         return Event(at, do, (rng.choice(services),), lasts=lasts if do == "freeze" else None)
     target = rng.choice((rng.choice(nodes), f"{services[0]}/{nodes[0]}"))

@@ -19,7 +19,7 @@ FOREVER = float("inf")
 
 Fault = Literal["crash", "vanish", "hang", "refuse", "slow", "warn", "unknown", "loss", "overload"]
 Deed = Literal[
-    "cut", "lag", "stall", "kill", "mute",
+    "cut", "lag", "stall", "kill", "mute", "ahead", "back",
     "reload", "restart", "down",
     "disable", "enable", "drain", "maint", "pin", "resume", "freeze", "hands-off", "thaw",
 ]  # fmt: skip
@@ -41,6 +41,8 @@ DEEDS: Mapping[str, str] = {
     "stall": "hactld stands still and then goes on",
     "kill": "hactld is killed, and started after `for` with what it had stored",
     "mute": "relayctl gives no answer",
+    "ahead": "the wall clock jumps ahead `by`",
+    "back": "the wall clock jumps back `by`",
     "reload": "relayd is reloaded; `shift` adds to its ids",
     "restart": "relayd is stopped, pf cleaned, and started after `for`",
     "down": "relayd dies, pf keeps what it had, and starts after `for`",

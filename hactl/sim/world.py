@@ -40,6 +40,7 @@ from hactl.core.model import (
     Verdict,
 )
 from hactl.core.policy import LOAD
+from hactl.daemon.clock import Clock, restored, shifted, stored, timed
 from hactl.daemon.plan import facts as facts_of
 from hactl.daemon.plan import plan as plan_of
 from hactl.lab.model import Check, Model
@@ -51,6 +52,7 @@ from hactl.sim.truth import FAULTS, RELAYD, Edge, Event, Truth, look
 
 WARMUP = 45.0  # seconds before the account begins
 START = 1000.0  # the clock at the start of the account; what people see counts from there
+WALL = 1e9  # the wall clock when the run's is zero
 BLOCK = 1024  # decision ids that a restart of hactld skips
 CALM = 35.0  # seconds without anything new after which time may leap
 LANDING = 6.0  # seconds before the next thing that happens at which a leap ends
@@ -169,6 +171,8 @@ class World:
         self.log: list[tuple[float, Action]] = []
         self.watchers = watchers
         self.now = START - WARMUP
+        self._wall = WALL  # the wall clock when `now` is zero, as somebody set it
+        self._clock = Clock(lambda: self.now, wall=lambda: self.now + self._wall)
         self.end = START + duration
         self.model = Model()
         self.down = False  # relayd is
@@ -350,6 +354,8 @@ class World:
                 self.lag = begins
             case "mute":
                 self.mute = begins
+            case "ahead" | "back":
+                self._wall += event.by if event.do == "ahead" else -event.by
             case "stall":
                 self.stalled = begins
                 self._planned = max(self._planned, self.now)
@@ -396,7 +402,7 @@ class World:
         if old is None:
             return
         new = Engine(self.cluster.plan, self.cluster.facts, self.now, counter=old.counter + BLOCK)
-        keep(old, new)
+        keep(old, new, self._clock)
         self.engine = new
         self.reborn = self.now
         self._planned, self._awaited, self._wake = self.now, float("inf"), True
@@ -446,7 +452,8 @@ class World:
             elif event.do == "thaw":
                 engine.thaw(target)
             else:
-                order = Override(target, event.do, "operator", "", self.now, ends, ends)
+                since, until = self._clock.wall(self.now), ends and self._clock.wall(ends)
+                order = Override(target, event.do, "operator", "", since, until, ends)
                 if refusal := engine.refusal(order):
                     self._say("hactl", f"refused: {refusal}")
                 else:
@@ -596,6 +603,9 @@ class World:
         if self.now >= self._planned:
             self._planned += CYCLE * (1 + (self.now - self._planned) // CYCLE)
         self._awaited = engine.next_moment(self.now)
+        if step := self._clock.stepped():
+            for key, override in engine.overrides.items():
+                engine.overrides[key] = shifted(override, step)
         self._report()
         for watcher in self.watchers:
             watcher.cycled(self)
@@ -737,12 +747,13 @@ class World:
             self.timeline.append(Moment(self.now - START, who, text))
 
 
-def keep(old: Engine, new: Engine) -> None:
-    """Give a new engine what the store keeps of the old one."""
+def keep(old: Engine, new: Engine, clock: Clock) -> None:
+    """Give a new engine what the store keeps of the old one, and as it keeps it."""
     new.owned = dict(old.owned)
     for override in old.overrides.values():
-        new.override(override)
-    new.remember({name: memory.lasting() for name, memory in old.memories.items()})
+        new.override(timed(override, clock))
+    memories = {name: stored(memory, clock) for name, memory in old.memories.items()}
+    new.remember({name: restored(name, lasting, clock) for name, lasting in memories.items()})
 
 
 def observe(model: Model) -> tuple[Service, ...]:

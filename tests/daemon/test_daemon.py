@@ -11,6 +11,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -49,12 +50,14 @@ def test_a_node_that_never_greets_is_disabled_and_comes_back(tmp_path: Path) -> 
     play(tmp_path, scene)
 
 
-def test_kill_9_and_restart_move_nothing(tmp_path: Path) -> None:
+def test_kill_9_and_restart_move_nothing_though_the_clock_was_stepped(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         farm.nodes["mx0"].set("smtp", Mood.HANG)
         await farm.until(lambda: farm.disabled() == {"1"})
-        await farm.ask("drain", "mx1", who="test", reason="upgrade")
+        await farm.ask("drain", "mx1", who="test", reason="upgrade", **{"for": "1h"})
+        await farm.until((farm.directory / "run" / "epoch").exists)
         await farm.stop(kill=True)
+        two_hours_ahead(farm.directory)
         await farm.start()
 
         async def decided() -> bool:
@@ -63,12 +66,21 @@ def test_kill_9_and_restart_move_nothing(tmp_path: Path) -> None:
 
         await farm.until(decided)
         assert farm.switches() == ["host disable 1"]
-        overrides = (await farm.status())["overrides"]
-        assert [(o["target"], o["who"], o["reason"]) for o in overrides] == [
-            ("mx1", "test", "upgrade")
-        ]
+        await farm.until(lambda: "the clock was stepped by +7200 s" in farm.log())
+        (drain,) = (await farm.status())["overrides"]
+        assert (drain["target"], drain["who"], drain["reason"]) == ("mx1", "test", "upgrade")
+        assert 3500 < drain["until"] - time.time() <= 3600
 
     play(tmp_path, scene)
+
+
+def two_hours_ahead(directory: Path) -> None:
+    """Make all that is stored two hours older, as a step of the clock would."""
+    epoch = directory / "run" / "epoch"
+    epoch.write_text(str(float(epoch.read_text()) - 7200))
+    db = sqlite3.connect(directory / "state" / "hactl.db", isolation_level=None)
+    db.execute("update overrides set since = since - 7200, until = until - 7200")
+    db.close()
 
 
 @pytest.mark.parametrize(
