@@ -452,13 +452,14 @@ class Engine:
             return ()  # decisions stay as they are; nothing is removed on old news
         self._judge_fates(now)
         pairs: list[tuple[Standing, Decision, int | None]] = []
+        urgent: set[Probe] = set()
         members_of: dict[str, list[Standing]] = {name: [] for name in self.plan.services}
         for member, standing in self.standings.items():
             members_of.setdefault(member.service, []).append(standing)
         for name, members in members_of.items():
             service = self.plan.services.get(name) or ServicePlan(name)
             decisions = self._decide(service, members, now)
-            self._urge(members)
+            urgent |= self._desperate(members)
             self.floors[service.name] = policy.minimum(service, members)
             for standing, decision in zip(members, decisions, strict=True):
                 decided = self._settle(decision)
@@ -467,6 +468,10 @@ class Engine:
                     pairs.append((standing, decided, place.host.id if place.shown else None))
         for member in self.decisions.keys() - self.standings.keys():
             del self.decisions[member]
+        for probe in urgent - self._urgent:
+            if self.plan.rules[probe.check].fast:
+                self._plan(probe, schedule.hastened(self._timings[probe], now))
+        self._urgent = urgent
         step = reconcile(
             pairs,
             {name: self.plan.services.get(name) or ServicePlan(name) for name in members_of},
@@ -492,11 +497,11 @@ class Engine:
             ends.append(self._polling.ready(self.facts))
         return min((e for e in ends if e > now), default=float("inf"))
 
-    def _urge(self, members: list[Standing]) -> None:
-        """Look fast at the down probes of a service that has nobody who passes."""
-        probes = {p for s in members for p in s.probes}
-        nobody = all(any(self.healths[p].state is State.DOWN for p in s.probes) for s in members)
-        self._urgent = (self._urgent | probes) if nobody else (self._urgent - probes)
+    def _desperate(self, members: list[Standing]) -> set[Probe]:
+        """Return the down probes, to be looked at fast, of a service that has nobody who passes."""
+        may = [s for s in members if policy.overridden(s) is None]
+        down = [{p for p in s.probes if self.healths[p].state is State.DOWN} for s in may]
+        return set().union(*down) if all(down) else set()
 
     def _frozen(self, service: str, *kinds: str) -> Override | None:
         """Return the freeze of one of *kinds* that a service is under."""

@@ -856,3 +856,24 @@ def test_a_host_that_is_twice_in_a_table_is_probed_where_it_is() -> None:
     engine.replan(replace(world.plan, nodes=nodes), 0.1)
     assert engine.actions(0.1) == ()
     assert [s.node for s in engine.standings.values()] == ["A", "A"]
+
+
+def test_once_nobody_passes_those_who_are_down_are_looked_at_at_once_and_fast() -> None:
+    """A is well again while it is not due for long; B's death makes hactl look, and A is back."""
+    rule = Rule(interval=20.0)
+    say = failing("A", after=30, until=124)
+    both = failing("B", after=125)
+    world = World(
+        PAIR,
+        rule=rule,
+        say=lambda p, now: both(p, now) if p.node == "B" else say(p, now),
+        tcp=lambda word, now: True,
+    ).run(125)
+    b = Probe("B", "smtp", "10.0.0.2")
+    while world.engine.healths[b].state != "down":
+        world.run(0.1)
+    down = world.now - 1000
+    world.run(1)
+    looks = [at for at, probe in world.looks if probe.node == "A" and at >= down - 0.15]
+    assert [round(at - looks[0], 1) for at in looks[:2]] == [0.0, 0.2]
+    assert looks[0] <= down + 0.05
