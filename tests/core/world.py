@@ -60,6 +60,7 @@ class World:
     log: list[tuple[float, str]] = field(default_factory=list)
     looks: list[tuple[float, Probe]] = field(default_factory=list)
     empty: dict[str, float] = field(default_factory=dict)
+    refused: set[Verb] = field(default_factory=set)  # what relayctl refuses to do
 
     def __post_init__(self) -> None:
         words = sorted({w for tables in self.tables.values() for t in tables for w in t})
@@ -153,14 +154,20 @@ class World:
 
     def act(self) -> None:
         """Run one cycle as hactld does: observe, act once, observe again."""
+        tried: set[tuple[str, ...]] = set()
         for _ in range(50):
             self.engine.observed(self.show(), self.now)
             actions = self.engine.actions(self.now)
-            if not actions:
+            action = next((a for a in actions if a.words() not in tried), None)
+            if action is None:
                 return
-            self.engine.intend(actions[0])
-            self.carry_out(actions[0])
-            self.engine.acted(actions[0], self.now, done=True)
+            done = action.verb not in self.refused
+            if not done:
+                tried.add(action.words())
+            self.engine.intend(action)
+            if done:
+                self.carry_out(action)
+            self.engine.acted(action, self.now, done=done)
         raise AssertionError(f"no end of actions: {self.log[-6:]}")
 
     def restart_hactld(self) -> None:
@@ -199,7 +206,7 @@ class World:
         changed = False
         for flight in [f for f in self.flights if f[0] <= self.now]:
             self.flights.remove(flight)
-            changed |= self.engine.feed(flight[1])
+            changed |= self.feed(flight[1])
         while probes := self.engine.due(self.now):
             for probe in probes:
                 self.looks.append((round(self.now - 1000, 1), probe))
@@ -209,10 +216,13 @@ class World:
                 if took:
                     self.flights.append((self.now + took, checked))
                 else:
-                    changed |= self.engine.feed(checked)
+                    changed |= self.feed(checked)
         if changed or self.now >= min(self.cycle, self.engine.next_moment(self.now - 1e-6)):
             self.cycle = self.now + CYCLE
             self.act()
+
+    def feed(self, checked: Checked) -> bool:
+        return self.engine.feed(checked)
 
     def switches(self) -> list[str]:
         """Return the commands that were sent, polls left out."""
