@@ -411,9 +411,10 @@ def simulate(scenario: str, file: str | None, svg: str | None, as_json: bool) ->
 @main.command()
 @_file
 @click.option("--budget", metavar="SPAN", default="2m", show_default=True, help="Stop after this.")
+@click.option("--conf", metavar="FILE", help="The relayd.conf, in place of the one it names.")
 @click.option("--jobs", metavar="N", type=click.IntRange(1, 64), help="Processes [all processors].")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def verify(file: str, budget: str, jobs: int | None, as_json: bool) -> None:
+def verify(file: str, budget: str, conf: str | None, jobs: int | None, as_json: bool) -> None:
     """Try what faults would do to a hactl.yaml and its relayd.conf, in simulated time."""
     from hactl.config import ConfigError
     from hactl.core.units import Duration
@@ -425,7 +426,12 @@ def verify(file: str, budget: str, jobs: int | None, as_json: bool) -> None:
         raise click.BadParameter(str(error), param_hint="--budget") from error
     try:
         code = run(
-            Path(file), seconds, as_json=as_json, jobs=jobs or os.cpu_count() or 1, say=click.echo
+            Path(file),
+            Path(conf) if conf else None,
+            seconds,
+            as_json=as_json,
+            jobs=jobs or os.cpu_count() or 1,
+            say=click.echo,
         )
     except (ConfigError, OSError) as error:
         click.echo(safe_lines(str(error)), err=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hactl import config as config_
 from hactl.config import Config, ConfigError
@@ -103,7 +104,7 @@ def weaknesses(config: Config, conf: RelaydConf, what: Cluster) -> Iterator[str]
         for check in layout.require:
             required.setdefault(check, []).append(layout.name)
         if not service_plan.acts:
-            yield f"service {layout.name}: mode observe: hactl moves nothing"
+            yield f"service {layout.name}: mode observe: hactl moves nothing, it is tried as if it did"
         if not layout.require:
             yield f"service {layout.name}: requires no check: hactl never removes anybody"
         if not service_plan.open:
@@ -296,11 +297,11 @@ def sampled(what: Cluster, seed: int = 0) -> Iterator[Case]:
 _what: Cluster | None = None  # of a worker
 
 
-def read(path: Path) -> tuple[Config, RelaydConf, Cluster]:
-    """Read hactl.yaml and the relayd.conf that it names.  Raise ConfigError."""
+def read(path: Path, relayd: Path | None) -> tuple[Config, RelaydConf, Cluster]:
+    """Read hactl.yaml and *relayd*, or the relayd.conf that it names.  Raise ConfigError."""
     config = config_.load(path)
     try:
-        conf = conf_.read(config.relayd.conf)
+        conf = conf_.read(relayd or config.relayd.conf)
     except conf_.ConfError as error:
         raise ConfigError(
             [config_.Problem("relayd.conf", 0, 0, "", problem) for problem in error.problems]
@@ -308,10 +309,16 @@ def read(path: Path) -> tuple[Config, RelaydConf, Cluster]:
     return config, conf, cluster(config, conf)
 
 
-def _start(path: str) -> None:
+def acting(what: Cluster) -> Cluster:
+    """Return the cluster as it would be with hactl acting in every service."""
+    services = {name: replace(s, acts=True) for name, s in what.plan.services.items()}
+    return replace(what, plan=replace(what.plan, services=services))
+
+
+def _start(path: Path, relayd: Path | None) -> None:
     """Make a worker ready."""
     global _what
-    _what = read(Path(path))[2]
+    _what = acting(read(path, relayd)[2])
 
 
 def _work(case: Case) -> Seen:
@@ -336,12 +343,20 @@ def trial(what: Cluster, case: Case) -> Seen:
     )
 
 
-def verify(path: Path, budget: float, jobs: int, progress: Callable[[int, int], None]) -> Verdict:
+def verify(
+    path: Path,
+    relayd: Path | None,
+    budget: float,
+    jobs: int,
+    progress: Callable[[int, int], None],
+) -> Verdict:
     """Try all that fits into *budget* seconds.  Raise ConfigError."""
-    config, conf, what = read(path)
+    config, conf, what = read(path, relayd)
+    weak = sorted(weaknesses(config, conf, what))
+    what = acting(what)
     one, two = list(singles(what)), list(pairs(what))
     verdict = Verdict(
-        (0, len(one)), (0, len(two)), 0, 0.0, 0.0, sorted(weaknesses(config, conf, what)),
+        (0, len(one)), (0, len(two)), 0, 0.0, 0.0, weak,
         [
             Service(each.name, len(each.seats), len({s.node for s in each.seats}), emptied={})
             for each in what.layouts
@@ -360,7 +375,7 @@ def verify(path: Path, budget: float, jobs: int, progress: Callable[[int, int], 
         _run(queue, lambda batch: (trial(what, c) for c in batch), verdict, began, budget, progress)
     else:
         context = multiprocessing.get_context("spawn")
-        with context.Pool(jobs, _start, (str(path),)) as pool:
+        with context.Pool(jobs, _start, (path, relayd)) as pool:
 
             def many(batch: Sequence[Case]) -> Iterable[Seen]:
                 return pool.imap_unordered(_work, batch, chunksize=4)
@@ -465,7 +480,15 @@ def lines(verdict: Verdict) -> Iterator[str]:
     )
 
 
-def run(path: Path, budget: float, *, as_json: bool, jobs: int, say: Callable[[str], None]) -> int:
+def run(
+    path: Path,
+    relayd: Path | None,
+    budget: float,
+    *,
+    as_json: bool,
+    jobs: int,
+    say: Callable[[str], None],
+) -> int:
     """Do what `hactl verify` does; return its exit code.  Raise ConfigError."""
     last = 0.0
 
@@ -477,7 +500,7 @@ def run(path: Path, budget: float, *, as_json: bool, jobs: int, say: Callable[[s
             bar = "#" * part + "." * (20 - part)
             print(f"\r[{bar}] {done} schedules, {known} to be sure", end="", file=sys.stderr)
 
-    verdict = verify(path, budget, jobs, progress)
+    verdict = verify(path, relayd, budget, jobs, progress)
     if last:
         print("\r\x1b[K", end="", file=sys.stderr)
     if as_json:
