@@ -17,7 +17,7 @@ from hactl.show import safe, table
 from hactl.sim import peers
 from hactl.sim.ledger import Figures
 from hactl.sim.picture import picture
-from hactl.sim.scenario import Scenario, load
+from hactl.sim.scenario import Scenario, load, refused
 from hactl.sim.simulate import Outcome, simulate
 from hactl.sim.world import Run
 
@@ -63,12 +63,7 @@ def _relayd(path: Path) -> conf_.RelaydConf:
     try:
         return conf_.read(path)
     except conf_.ConfError as error:
-        raise ConfigError(
-            [
-                config_.Problem(str(path), 0, 0, "", p.removeprefix(f"{path}:"))
-                for p in error.problems
-            ]
-        ) from None
+        raise refused(str(path), error) from None
 
 
 def compare(scenario: Scenario) -> tuple[Outcome, list[tuple[str, Run]]]:

@@ -36,6 +36,7 @@ from hactl.sim.world import Cluster, cluster
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Length = Annotated[Duration, Meta(ge=1, le=30 * 86400)]
 _WINDOW = re.compile(r"(enable|disable) (\S+)/(\S+) (\S+)\.\.(\S+)(?: (\w+))?")
+_PLACE = re.compile(r"(.*?):(\d+):(\d+): ")
 _SERVED = re.compile(r"(\S+) (\S+): (.+)")
 
 
@@ -101,8 +102,6 @@ class File(Struct, frozen=True):
     seed: Count = 1
     relayd: Relayd = field(default_factory=Relayd)
     tables: dict[str, Tables] = {}
-    hactl: str = ""
-    conf: str = ""
     events: tuple[Written, ...] = ()
     expect: Expect = field(default_factory=Expect)
 
@@ -120,6 +119,7 @@ class Scenario(Struct, frozen=True):
 
 
 _OURS = ("nodes", "checks", "services", "defaults")  # sections of hactl.yaml
+_BLOCKS = ("hactl", "conf")  # whole files
 
 
 def load(path: Path, config: Config | None = None, conf: RelaydConf | None = None) -> Scenario:
@@ -140,7 +140,7 @@ def parse(
     if len(text) > config_.FILE_LIMIT:
         raise ConfigError([Problem(name, 0, 0, "", "too long for a scenario")])
     top, problems = config_.mapping(text, name, "tables: {mx: {main: [A, B]}}")
-    own = {key: entry for key, entry in top.entries.items() if key not in _OURS}
+    own = {key: entry for key, entry in top.entries.items() if key not in (*_OURS, *_BLOCKS)}
     file = config_.read(File, structs.replace(top, entries=own), problems, name)
     what = (
         _given(name, text, top, file) if config is None or conf is None else cluster(config, conf)
@@ -170,12 +170,12 @@ def _event(each: Written) -> Event:
 
 def _given(name: str, text: str, top: Map, file: File) -> Cluster | None:
     """Make the cluster that the file describes, None if it describes none."""
-    if file.hactl or file.conf:
-        if not file.hactl or not file.conf:
-            missing = "conf" if file.hactl else "hactl"
-            raise ConfigError([Problem(name, top.line, top.column, "", f'missing "{missing}"')])
-        config = config_.parse(_inlay(text, top, "hactl"), name)
-        return _together(name, config, _inlay(text, top, "conf"))
+    blocks = [_inlay(name, text, top, key) for key in _BLOCKS if key in top.entries]
+    if len(blocks) == 1:
+        missing = next(key for key in _BLOCKS if key not in top.entries)
+        raise ConfigError([Problem(name, top.line, top.column, "", f'missing "{missing}"')])
+    if blocks:
+        return _together(name, config_.parse(blocks[0], name), blocks[1])
     if not file.tables:
         return None
     words = {w: None for t in file.tables.values() for w in (*t.main, *t.backup)}
@@ -183,9 +183,12 @@ def _given(name: str, text: str, top: Map, file: File) -> Cluster | None:
     return _together(name, made, _conf(file))
 
 
-def _inlay(text: str, top: Map, key: str) -> str:
+def _inlay(name: str, text: str, top: Map, key: str) -> str:
     """Return a block of the file standing where it stands there, so that its errors do too."""
-    (block,) = (t for t in _places(top, key) if isinstance(t, Leaf))
+    block = top.entries[key][1]
+    if not isinstance(block, Leaf):
+        said = "expected the text of a file"
+        raise ConfigError([Problem(name, block.line, block.column, key, said)])
     below = text.splitlines()[block.line :] if not block.plain else []
     first = next((line for line in below if line.strip()), "")
     margin = first[: len(first) - len(first.lstrip())]
@@ -196,8 +199,20 @@ def _together(name: str, config: Config, text: str) -> Cluster:
     try:
         return cluster(config, conf_.parse(text, name))
     except conf_.ConfError as error:
-        problems = [p.removeprefix(f"{name}:") for p in error.problems]
-        raise ConfigError([Problem(name, 0, 0, "", problem) for problem in problems]) from None
+        raise refused(name, error) from None
+
+
+def refused(name: str, error: conf_.ConfError) -> ConfigError:
+    """Return what is wrong with the relayd.conf *name* as hactl.yaml's errors are told."""
+    problems = []
+    for text in error.problems:
+        place = _PLACE.match(text)
+        if place is None:
+            problems.append(Problem(name, 0, 0, "", text.removeprefix(f"{name}: ")))
+        else:
+            what = text[place.end() :]
+            problems.append(Problem(place[1], int(place[2]), int(place[3]), "", what))
+    return ConfigError(problems)
 
 
 def _hactl(top: Map, words: list[str], services: list[str]) -> Map:

@@ -23,7 +23,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from hactl import config as config_
-from hactl.config import Config, ConfigError
+from hactl.config import Config
 from hactl.core.model import Kind
 from hactl.core.units import span
 from hactl.daemon.plan import mismatches
@@ -31,6 +31,7 @@ from hactl.relayd import conf as conf_
 from hactl.relayd.conf import RelaydConf
 from hactl.show import safe, table
 from hactl.sim.rules import RULES, Watch
+from hactl.sim.scenario import refused
 from hactl.sim.truth import Event
 from hactl.sim.world import Cluster, World, cluster
 
@@ -300,12 +301,11 @@ _what: Cluster | None = None  # of a worker
 def read(path: Path, relayd: Path | None) -> tuple[Config, RelaydConf, Cluster]:
     """Read hactl.yaml and *relayd*, or the relayd.conf that it names.  Raise ConfigError."""
     config = config_.load(path)
+    path = relayd or config.relayd.conf
     try:
-        conf = conf_.read(relayd or config.relayd.conf)
+        conf = conf_.read(path)
     except conf_.ConfError as error:
-        raise ConfigError(
-            [config_.Problem("relayd.conf", 0, 0, "", problem) for problem in error.problems]
-        ) from None
+        raise refused(str(path), error) from None
     return config, conf, cluster(config, conf)
 
 

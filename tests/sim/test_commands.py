@@ -139,6 +139,42 @@ def test_verify_says_what_it_tried_and_what_holds(tmp_path: Path) -> None:
 TABLE = "table <mx> { 10.0.0.4 retry 2, 10.0.0.5 retry 2 }"
 
 
+BLOCKS = """
+hactl: |
+  mode: relayctl
+  nodes: {mx0: 10.0.0.4}
+  checks: {smtp: {type: smtp}}
+  services: {mx: {require: [smtp]}}
+conf: |
+  table <mx> { 10.0.0.4 }
+
+  redirect mx { listen on 10.1.0.1 port 25
+    forward to <mx> check tcp }
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("smtp]", "smpt]", 'story.yaml:6:29: services.mx.require: no check "smpt"'),
+        ("check tcp", "chek tcp", "story.yaml:11:"),
+        ("to <mx>", "to <my>", "story.yaml:11:"),
+    ],
+)
+def test_an_error_in_a_block_is_told_with_its_place_in_the_scenario(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    assert hactl("simulate", scenario(tmp_path, BLOCKS)).exit_code == 0
+    result = hactl("simulate", scenario(tmp_path, BLOCKS.replace(old, new)))
+    assert (result.exit_code, said in result.output) == (1, True), result.output
+
+
+def test_verify_tells_where_relayd_conf_is_wrong(tmp_path: Path) -> None:
+    path = files(tmp_path, conf=CONF.replace("check tcp", "chek tcp"))
+    result = hactl("verify", "-f", path, "--budget", "0s")
+    assert f"{tmp_path}/relayd.conf:4:" in result.output
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

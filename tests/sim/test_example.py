@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +19,7 @@ OBSERVED = {
 }
 
 
-def verify(folder: Path, yaml: str, conf: str, budget: str, jobs: int = 1) -> dict[str, object]:
+def verify(folder: Path, yaml: str, conf: str, budget: str, jobs: int = 1) -> dict[str, Any]:
     """Return what verify found out about two texts, and its exit code as `code`."""
     (folder / "hactl.yaml").write_text(yaml)
     (folder / "relayd.conf").write_text(conf)
@@ -64,16 +65,12 @@ PLANTED = {  # old, new, what is said
         "service mx0-smtp: requires no check: hactl never removes anybody",
     ),
     "a rare look": (
-        "    type: banner\n", "    type: banner\n    interval: 5m\n",
+        "  imap:\n", "  imap:\n    interval: 5m\n",
         "check imap: required by mx-imap, but looked at only every 5m",
     ),
     "one answer for all": (
-        "    type: banner\n", "    type: banner\n    at: mx1\n",
+        "  imap:\n", "  imap:\n    at: mx1\n",
         "check imap: looked at on mx1 alone: one answer for all members of mx-imap",
-    ),
-    "a table without a check": (
-        "forward to <mx1> check tcp", "forward to <mx1>",
-        "service mx1-smtp: table mx1 has no check: relayd never uses its hosts",
     ),
     "a script check": (
         "forward to <imap> check tcp", 'forward to <imap> check script "/usr/local/bin/look"',
