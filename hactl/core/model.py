@@ -329,7 +329,8 @@ class Note(Struct, frozen=True):
 class Decision(Struct, frozen=True):
     """What a member should be, why (*cause* is one word), and the chain of reasons.
 
-    *checks* has the preferred checks that are bad, where they are the cause.
+    *checks* has the preferred checks that are bad, where they are the cause; *swap*: somebody comes
+    in for it, so pace does not count it.
     """
 
     member: Member
@@ -339,6 +340,7 @@ class Decision(Struct, frozen=True):
     chain: tuple[Note, ...] = ()
     id: int = 0
     checks: tuple[str, ...] = ()
+    swap: bool = False
 
 
 class Verb(StrEnum):

@@ -217,13 +217,15 @@ class Memory(Struct, frozen=True):
     """What policy remembers of a service from one decision to the next.
 
     *out* has the members whose removal was carried out and still holds (doing it again is no new
-    removal), *paced* the times of removals by checks, *guards* the load guards by check, *owner*
+    removal), *paced* the times of removals by checks, *swaps* of those for which somebody came in,
+    *guards* the load guards by check, *owner*
     an exclusive service's owner, *latched* the members that a freeze keeps in.
     """
 
     holds: Mapping[Member, Hold] = {}
     out: frozenset[Member] = frozenset()
     paced: tuple[float, ...] = ()
+    swaps: tuple[float, ...] = ()
     guards: Mapping[str, LoadGuard] = {}
     owner: Member | None = None
     latched: frozenset[Member] | None = None
@@ -244,8 +246,10 @@ class Memory(Struct, frozen=True):
         for check in decision.checks if decision.cause == "prefer" else ():
             guards[check] = replace(guards.get(check, LoadGuard()), removed=now)
         hold = self.holds.get(member, Hold()).removed(now)
-        paced = (*(t for t in self.paced if t > now - HOUR), now)
-        return replace(kept, holds={**self.holds, member: hold}, paced=paced, guards=guards)
+        kept = replace(kept, holds={**self.holds, member: hold}, guards=guards)
+        if decision.swap:
+            return replace(kept, swaps=(*(t for t in self.swaps if t > now - HOUR), now))
+        return replace(kept, paced=(*(t for t in self.paced if t > now - HOUR), now))
 
 
 class Standing(Struct, frozen=True):
@@ -482,6 +486,7 @@ class _Round(Struct):
     wanted: set[Member]
     kept: dict[Member, Note]  # in against their own checks or wishes, and why
     pushed: dict[Member, str]  # out though they pass, and why ("prefer", "exclusive")
+    swapped: set[Member]  # out, and somebody comes in for them
 
     def weight(self, *, waiting: bool = False) -> int:
         """Return the weight of those who are wanted and hopeful; *waiting* ones too, if so asked."""
@@ -521,7 +526,7 @@ def decide(
     )  # fmt: skip
     wanted = {v.member for v in views if v.free or v.pinned}
     floor = minimum(service, standings)
-    round_ = _Round(service, views, memory, floor, bystanders, interval, now, wanted, {}, {})
+    round_ = _Round(service, views, memory, floor, bystanders, interval, now, wanted, {}, {}, set())
     if service.exclusive:
         owner = _exclusive(round_)
         memory = memory if owner == memory.owner else replace(memory, owner=owner)
@@ -674,11 +679,13 @@ def _pace(round_: _Round) -> None:
         and (not v.standing.enabled or v.standing.fresh)
         for v in round_.views
     )
+    used = sum(t > now - 2 * round_.interval for t in memory.swaps)  # nobody comes in for two
+    free = max(0, entering - used)
     recent = [t for t in memory.paced if t > now - service.pace_span]
     most = max(1, int(service.pace_share * len(round_.views) + 1e-9))
-    room = most - len(recent) + entering
     leaving.sort(key=lambda v: (-v.grade, -v.badness, v.order))
-    for v in leaving[max(0, room) :]:
+    round_.swapped = {v.member for v in leaving[:free]}
+    for v in leaving[free + max(0, most - len(recent)) :]:
         until = min(recent, default=now) + service.pace_span
         text = f"at most {most} may be removed within {service.pace_span:g}s; it has to wait"
         round_.kept[v.member] = Note("pace", text, until)
@@ -774,7 +781,8 @@ def _decision(v: View, round_: _Round) -> Decision:
         return Decision(member, Want.IN, "", told, tuple(notes))
     if cause == "exclusive":
         notes.append(Note("exclusive", reason))
-    return Decision(member, Want.OUT, cause, reason, tuple(notes), checks=tuple(v.worse))
+    swap = member in round_.swapped
+    return Decision(member, Want.OUT, cause, reason, tuple(notes), 0, tuple(v.worse), swap)
 
 
 def _who_is_it(round_: _Round) -> str:
