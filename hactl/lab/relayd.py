@@ -76,7 +76,7 @@ class Emulator:
     """One machine with relayd and pf.
 
     Tools and sockets are made in *directory*; relayctl's is *socket*, or what the file says, or
-    relayd.sock there.  *tick* is how many seconds one of relayd's lasts.
+    relayd.sock there.  *tick* is how many seconds one of relayd's lasts; *transit* is the model's.
     """
 
     def __init__(
@@ -88,9 +88,11 @@ class Emulator:
         variant: Literal["2019", "later"] = "later",
         *,
         tick: float = 1.0,
+        transit: float = 0.0,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.pf = Pf()
+        self.deaths: list[str] = []  # what ended relayd when nobody asked for it
         self.counts = Counts(Counter())
         self.switches = 0  # hosts, tables and redirects that relayctl was told to switch
         self.reads = 0  # times that pfctl was run
@@ -102,6 +104,7 @@ class Emulator:
         self._macros = macros
         self._variant = variant
         self._tick = tick
+        self._transit = transit
         self._log = log
         self._loads = 0
         self._read = RelaydConf(10.0, 0.2, (), None, ())
@@ -153,7 +156,7 @@ class Emulator:
         if self.socket is None:
             self.socket = Path(conf.socket or self._directory / "relayd.sock")
         self._control = await _serve_unix(self.socket, self._relayctl)
-        self.model = Model(self._variant, pf=self.pf, log=self._log)
+        self.model = Model(self._variant, pf=self.pf, log=self._log, transit=self._transit)
         self._log("startup")
         self.model.load(conf, self._now(), addresses)
         self._step()
@@ -240,6 +243,7 @@ class Emulator:
         model = self.model
         if model is not None:
             if model.crashed is not None:
+                self.deaths += [model.crashed] * (model.crashed not in self.deaths)
                 loop.call_soon(self._end)
             if (due := model.next_event_time) is not None:
                 self._timer = loop.call_at(due * self._tick, self._step)
