@@ -418,6 +418,9 @@ class Engine:
             return
         before, self._socket = self._socket, (identity, now)
         if before is not None and before[0] != identity:
+            for member, owned in self.owned.items():  # what waited for the old one is lost with it
+                if owned.unsure and self._disabled_at.get(member, now) < before[1]:
+                    self.owned[member] = replace(owned, unsure=0.0)
             self._reloaded("its socket is another one", before[1], now)
 
     def _reloaded(self, how: str, before: float, now: float) -> None:
@@ -550,6 +553,7 @@ class Engine:
                 probes,
                 prefers,
                 barred is not None,
+                place.host.parent is not None,
             )
 
     def _override(self, service: str, node: str | None) -> Override | None:

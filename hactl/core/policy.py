@@ -256,8 +256,9 @@ class Standing(Struct, frozen=True):
     """All that policy knows of one member at one moment.
 
     *status* is None where relayd hides the host; *since* is when it began to show *status*;
-    *fixed* says why nothing can be done to the host ("" if something can); *probes* has the
-    required checks' probes, *prefers* those of the preferred ones, in the service's order.
+    *fixed* says why nothing can be done to the host ("" if something can), *follows* that this is
+    because it goes where its parent goes; *probes* has the required checks' probes, *prefers*
+    those of the preferred ones, in the service's order.
     *barred*: relayd's script says that it is down, because we said so; *owned* then tells why.
     """
 
@@ -273,6 +274,7 @@ class Standing(Struct, frozen=True):
     probes: tuple[Probe, ...] = ()
     prefers: tuple[Probe, ...] = ()
     barred: bool = False
+    follows: bool = False
 
     @property
     def foreign(self) -> bool:
@@ -521,7 +523,7 @@ def decide(
     bystanders = sum(
         s.weight
         for s in standings
-        if s.status is HostStatus.UP and s.member in decisions
+        if s.status is HostStatus.UP and not s.follows and s.member in decisions
         and decisions[s.member].want is Want.LEAVE
     )  # fmt: skip
     wanted = {v.member for v in views if v.free or v.pinned}

@@ -143,11 +143,14 @@ def _rivals(pairs: Sequence[tuple[Standing, Decision, int | None]], member: Memb
 
 
 def _serving(pairs: Sequence[tuple[Standing, Decision, int | None]]) -> dict[str, int]:
-    """Return, by service, the weight of the members that serve and are meant to go on."""
+    """Return, by service, the weight of the members that serve and are meant to go on.
+
+    One that follows its parent does not count: it goes when its parent goes.
+    """
     weights: dict[str, int] = {}
     for standing, decision, _ in pairs:
         up = standing.status is HostStatus.UP and not standing.barred
-        serves = up and decision.want is not Want.OUT
+        serves = up and decision.want is not Want.OUT and not standing.follows
         service = standing.member.service
         weights[service] = weights.get(service, 0) + standing.weight * serves
     return weights

@@ -19,14 +19,13 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hactl.core.model import Kind
-from hactl.lab.model import Host, State
+from hactl.lab.model import Host
 from hactl.lab.nodes import Mood, Node
 from hactl.lab.relayd import Emulator
+from hactl.lab.siege import Key, Knowledge, Wish, hosts, wrong
 from tests.daemon.farm import Farm
 
 COUNT = int(os.environ.get("HACTL_SIEGE", "50"))
@@ -83,6 +82,7 @@ relayd:
   timeout: 500ms
   clear_sources: true
   kill_states: true
+user: root
 run_dir: {dir}/run
 state_dir: {dir}/state
 """
@@ -102,9 +102,8 @@ class Siege:
         (directory / "hactl.yaml").write_text(HACTL.format(dir=directory, port=PORT, a=A, b=B, c=C))
         self.emulator = Emulator(directory / "relayd.conf", directory, transit=0.0005)
         self.farm = Farm(directory, self.nodes)
-        self.foreign: set[tuple[str, int, str]] = set()
-        self.told: dict[str, str] = {}  # operators' words by target
-        self.frozen = False
+        self.known = Knowledge()
+        self.foreign, self.told = self.known.foreign, self.known.told
         self.events: list[str] = []
         self.took: list[float] = []
 
@@ -130,25 +129,11 @@ class Siege:
 
     # What is
 
-    def members(self) -> dict[tuple[str, int, str], Host]:
-        """Return relayd's hosts by service, table position and word."""
-        model = self.emulator.model
-        return {} if model is None else {
-            (service.conf.name, position, host.conf.name): host
-            for service in model.services
-            for position, table in enumerate(service.tables)
-            for host in table.hosts
-        }  # fmt: skip
+    def members(self) -> dict[Key, Host]:
+        return {} if self.emulator.model is None else hosts(self.emulator.model)
 
-    def bad(self, word: str) -> bool:
-        name = next(n for n, a in NODES.items() if a == word)
+    def bad(self, name: str) -> bool:
         return self.nodes[name].mood("smtp") is not Mood.WELL
-
-    def said(self, service: str, word: str) -> str:
-        """Return what operators said of a member, the strongest word."""
-        name = next(n for n, a in NODES.items() if a == word)
-        words = {self.told.get(t, "") for t in (service, name, f"{service}/{name}")}
-        return next((w for w in ("maint", "pin", "drain") if w in words), "")
 
     async def wrong(self) -> str:
         """Say what is not as it should be, "" if all is."""
@@ -158,68 +143,21 @@ class Siege:
             return "hactld does not answer"
         if status["relayd"] or status["pf"]:
             return f"blind: {status['relayd']} {status['pf']}"
-        model, members = self.emulator.model, self.members()
-        if model is None:
+        if self.emulator.model is None:
             return "relayd is dead"
-        services = {s.conf.name: s for s in model.services}
-        for shown in status["services"]:
-            if wrong := self._wrong_members(shown, services[shown["name"]], members):
-                return wrong
-        for service in model.services:
-            if service.conf.kind is Kind.REDIRECT and (wrong := self._wrong_pf(service)):
-                return wrong
-        differing = [alert for alert in status["alerts"] if "pf" in alert]
-        return differing[0] if differing else ""
-
-    def _wrong_members(self, shown: Any, service: Any, members: dict[Any, Host]) -> str:
-        name = shown["name"]
-        fixed = name == "proxy"
-        mine = {key: host for key, host in members.items() if key[0] == name}
-        visible = {key for key in mine if not service.off and not service.tables[key[1]].off}
-        for member in shown["members"]:
-            key = (name, 0 if member["role"] == "main" else 1, member["host"])
-            host = mine[key]
-            if key not in visible or fixed:
-                if fixed and host.disabled:
-                    return f"{key} was disabled, which is deadly"
-                continue
-            if member["want"] in ("in", "out") and (member["want"] == "out") != host.disabled:
-                return f"{key} is wanted {member['want']} ({member['reason']})"
-            if key in self.foreign and not host.disabled:
-                return f"{key} was disabled by hand, and is not any more"
-            if self.said(*key[::2]) == "maint" and not host.disabled:
-                return f"{key} is in maintenance, and enabled"
-        if fixed or self.frozen:
-            return ""
-        ups = {key for key in visible if mine[key].up is State.UP and not self.bad(key[2])}
-        for key in visible - self.foreign:
-            if (
-                self.bad(key[2])
-                and ups
-                and not mine[key].disabled
-                and self.said(*key[::2]) != "pin"
-            ):
-                return f"{key} fails and is in, while {ups} could serve"
-        able = {
-            key
-            for key in visible - self.foreign
-            if not self.bad(key[2]) and self.said(*key[::2]) in ("", "pin")
+        wants = {
+            (m["service"], 0 if m["role"] == "main" else 1, m["host"]): Wish(
+                m["want"],
+                m["reason"],
+                any(link["rule"] in ("guard", "pace") for link in m["chain"]),
+            )
+            for service in status["services"]
+            for m in service["members"]
         }
-        if able and not self.emulator.pf.tables.get(name):
-            return f"{name} has nobody, and {able} could serve"
-        return ""
-
-    def _wrong_pf(self, service: Any) -> str:
-        name = service.conf.name
-        active = next((t for t in service.tables if t.count), None) if not service.off else None
-        hosts = active.hosts if active else ()
-        wanted = {host.address for host in hosts if host.up is State.UP}
-        has = set(self.emulator.pf.tables.get(name, ()))
-        if has != wanted:
-            return f"pf's table {name} has {has}, relayd means {wanted}"
-        if wanted and name not in self.emulator.pf.rules:
-            return f"pf has no rule for {name}"
-        return ""
+        self.known.failing = {word for name, word in NODES.items() if self.bad(name)}
+        if told := wrong(self.emulator.model, wants, NODES, self.known):
+            return told
+        return next((alert for alert in status["alerts"] if "pf" in alert), "")
 
     async def reached(self, event: str) -> None:
         """Wait until the desired state is reached and holds."""
@@ -271,13 +209,13 @@ class Siege:
     async def node_turns(self) -> str:
         name = self.rng.choice(list(NODES))
         moods = (Mood.HANG, Mood.REFUSE, Mood.SAY421, Mood.RESET)
-        mood = self.rng.choice(moods) if not self.bad(NODES[name]) else Mood.WELL
+        mood = self.rng.choice(moods) if not self.bad(name) else Mood.WELL
         self.nodes[name].set("smtp", mood)
         return f"{name} is {mood}"
 
     async def by_hand(self) -> str:
         """Switch a host with relayctl; never again within a second, as the manual says."""
-        keys = sorted(key for key in self.members() if key[0] != "proxy")
+        keys = sorted(key for key in self.members() if key[0] in ("mx", "two"))
         key = self.rng.choice(keys)
         host = self.members()[key]
         verb = "enable" if host.disabled else "disable"
@@ -285,10 +223,12 @@ class Siege:
         self.switch(key, verb)
         return f"host {verb} {key} by hand"
 
-    def switch(self, key: tuple[str, int, str], verb: str) -> None:
+    def switch(self, key: Key, verb: str) -> None:
         host = self.members()[key]
         was = host.disabled
-        self.emulator.command(f"host {verb} {host.conf.id}")
+        reply = self.emulator.command(f"host {verb} {host.conf.id}")
+        if reply.exit:
+            return
         if verb == "enable":
             self.foreign.discard(key)
         elif not was:
@@ -301,21 +241,21 @@ class Siege:
         target = self.rng.choice(targets)
         answer = await self.farm.ask(kind, target, yes="yes", **{"for": "1h"})
         if answer["code"] == 0 and kind == "freeze":
-            self.frozen = True
+            self.known.frozen = True
         elif answer["code"] == 0:
             self.told[target] = kind
         return f"hactl {kind} {target}"
 
     async def resume(self) -> str:
-        if self.frozen:
-            self.frozen = False
+        if self.known.frozen:
+            self.known.frozen = False
             await self.farm.ask("thaw", "all")
             return "hactl thaw"
         if self.foreign and self.rng.random() < 0.5:
             key = self.rng.choice(sorted(self.foreign))
             name = next(n for n, a in NODES.items() if a == key[2])
             taken = await self.farm.ask("resume", f"{key[0]}/{name}", foreign="yes")
-            self.foreign -= {k for k in self.foreign if k[::2] == key[::2]}
+            self.foreign.difference_update([k for k in self.foreign if k[::2] == key[::2]])
             return f"hactl resume --foreign {key[0]}/{name}: {taken['text']}"
         for target in list(self.told):
             del self.told[target]
@@ -410,6 +350,7 @@ class Siege:
             fault.die = self.rng.randint(0, 400)
         await asyncio.sleep(self.rng.choice((0.2, 1.5)))
         fault.garbage = fault.cut = fault.die = None
+        fault.fail = 0
         if self.emulator.model is None:
             self.foreign.clear()
             await self.emulator.boot()
