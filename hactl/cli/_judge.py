@@ -370,7 +370,7 @@ def _speed(f: Facts) -> Iterator[Row]:
             found = f"table {each.shown} is looked at every {real}, not {Duration(each.interval)}"
             hint = "take `interval` off the table: relayd counts one round too many"
             yield warning("interval", found, hint)
-    checked = [each for each in _used(f) if each.check is not None]
+    checked = [each for each in _used(f) if each.check not in (None, "script")]
     bare = [each.shown for each in checked if any(host.retry == 0 for host in each.hosts)]
     if bare:
         found = (
@@ -379,7 +379,8 @@ def _speed(f: Facts) -> Iterator[Row]:
         yield warning("retry", f"{found}, with retry 2 0.3 times", "retry 2 at each host")
     elif checked:
         yield ok("retry", "every host has one or more, so one lost check moves nothing")
-    slow = [each for each in checked if each.timeout > TIMEOUT]
+    retried = [each for each in checked if any(host.retry for host in each.hosts)]
+    slow = [each for each in retried if each.timeout > TIMEOUT]
     if slow:
         most = Duration(max(each.timeout for each in slow))
         found = f"{most} in {_list(e.shown for e in slow)}: a relayctl poll within it, with retry,"
@@ -678,10 +679,12 @@ def _clock(f: Facts) -> Iterator[Row]:
 
 
 def _resolver(f: Facts) -> Iterator[Row]:
+    hosts = {host.name for each in _used(f) for host in each.hosts}
     for name, found in f.resolved.items():
         hint = f"write the address in place of {name}, or put it in /etc/hosts"
         if not found.addresses:
-            yield error("resolver", f"{name}: {found.why}; its checks are unknown", hint)
+            then = "relayd cannot be loaded" if name in hosts else "its checks are unknown"
+            yield error("resolver", f"{name}: {found.why}; {then}", hint)
         elif found.seconds > SLOW:
             text = f"{name} takes {span(found.seconds)}; a start of hactld or relayd waits for it"
             yield warning("resolver", text, hint)
@@ -790,8 +793,8 @@ def _unread(what: str, fact: Unread, which: str = "") -> Row:
 
 
 def _list(items: Iterable[str]) -> str:
-    """Write a list, the first few of a long one."""
-    each = list(items)
+    """Write a list, each item once, and of a long one the first few."""
+    each = list(dict.fromkeys(items))
     more = f" and {len(each) - SHOWN} more" if len(each) > SHOWN else ""
     return ", ".join(each[:SHOWN]) + more
 

@@ -11,6 +11,7 @@ import grp
 import json
 import os
 import platform
+import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,8 +65,8 @@ LOOKS = 100  # certificates
 ELSEWHERE = Unread("not OpenBSD: not looked at", absent=True)
 
 
-async def gather(path: Path, socket: str | None) -> Facts:
-    """Read all facts; *path* is hactl.yaml, *socket* hactld's if it is not the one named there."""
+async def gather(path: Path, control: str | None) -> Facts:
+    """Read all facts; *path* is hactl.yaml, *control* hactld's socket if it is not the one named there."""
     problems: tuple[str, ...] = ()
     try:
         config = config_.load(path)
@@ -74,7 +75,7 @@ async def gather(path: Path, socket: str | None) -> Facts:
     conf = _conf(config)
     programs = _programs(config)
     status, tested, names, carp, group, ntp = await asyncio.gather(
-        _status(socket or str(config.control.path)),
+        _status(control or str(config.control.path)),
         _tested(programs, conf),
         _resolve(_names(config, conf)),
         _openbsd(programs, "ifconfig", "carp"),
@@ -153,9 +154,9 @@ async def _tested(programs: Local, conf: RelaydConf | Unread) -> Printed | Unrea
     return printed
 
 
-async def _status(socket: str) -> Snapshot | Unread:
+async def _status(control: str) -> Snapshot | Unread:
     try:
-        reply = await asyncio.to_thread(ask_.ask, socket, "status", timeout=PATIENCE)
+        reply = await asyncio.to_thread(ask_.ask, control, "status", timeout=PATIENCE)
         return msgspec.convert(reply.data, Snapshot)
     except ask_.AskError as error:
         return Unread(str(error))
@@ -291,6 +292,7 @@ def _names(config: Config, conf: RelaydConf | Unread) -> set[str]:
     words = {address for node in config.nodes.values() for address in node.addresses}
     if isinstance(conf, RelaydConf):
         words |= {h.name for s in conf.services for t in s.tables for h in t.hosts}
+    words -= {interface for _, interface in socket.if_nameindex()}  # relayd takes their addresses
     return {word for word in words if config_.is_address(word) and canonical(word) is None}
 
 
@@ -412,9 +414,9 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-def run(path: Path, socket: str | None, *, as_json: bool, say: Callable[[str], object]) -> int:
+def run(path: Path, control: str | None, *, as_json: bool, say: Callable[[str], object]) -> int:
     """Do what `hactl doctor` is asked for and return its exit code."""
-    rows = judge(asyncio.run(gather(path, socket)))
+    rows = judge(asyncio.run(gather(path, control)))
     code = exit_code(rows)
     if as_json:
         say(json.dumps({"exit": code, "rows": msgspec.to_builtins(rows)}, indent=1))

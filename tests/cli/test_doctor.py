@@ -479,6 +479,13 @@ MISTAKES: dict[str, Mistake] = {
         changed(resolved={"mx9": Resolved(0.1, why="Name or service not known")}),
         [(E, "resolver", "mx9: Name or service not known; its checks are unknown")],
     ),
+    "a host that relayd does not find": (
+        lambda: replace(
+            good(conf_.read(CONFS[7])),
+            resolved={"imap0.example.org": Resolved(0.1, why="not known")}, pf_tables={},
+        ),
+        [(E, "resolver", "imap0.example.org: not known; relayd cannot be loaded")],
+    ),
     "a slow resolver": (
         changed(resolved={"mx0": Resolved(2.5, ("10.0.0.4",))}),
         [(W, "resolver", "mx0 takes 2.5s; a start of hactld or relayd waits for it")],
