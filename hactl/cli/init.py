@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import yaml
@@ -75,8 +76,9 @@ _WEB: Sequence[Options] = ({"send": "HEAD / HTTP/1.0"}, {"send": "", "expect": "
 
 
 def _web(port: int) -> Way:
-    """Look by lines of text, which needs no library."""
-    return Way({"type": "banner", "port": port, "then": _WEB})
+    """Look by lines of text, which is quick and needs no library."""
+    options: Options = {"type": "banner", "port": port, "then": _WEB}
+    return Way(options, "type http, with hactl[web], reads status codes and bodies")
 
 
 GUESSES: Mapping[int, Guess] = {
@@ -267,10 +269,12 @@ def _nodes(
     notes: list[str],
 ) -> tuple[dict[str, NodeGuess], dict[str, str]]:
     """Make a node of all words that mean the same host; return the nodes, and each word's."""
-    uses = [(word, name) for service in services for word, name in _uses(service)]
-    words = [word for word, _ in uses]
+    words: dict[str, list[str]] = {}  # with what tables say of each
+    for service in services:
+        for word, name in _uses(service):
+            words.setdefault(word, []).extend([name] if name else [])
     groups: dict[str, list[str]] = {}
-    for word in dict.fromkeys(words):
+    for word in words:
         if config_.is_address(word):
             same = _canonical(word)
             groups.setdefault(names.get(same, same), []).append(word)
@@ -279,7 +283,7 @@ def _nodes(
     nodes: dict[str, NodeGuess] = {}
     owners: dict[str, str] = {}
     for same, mine in groups.items():
-        tables = [name for word, name in uses if name and word in mine]
+        tables = [name for word in mine for name in words[word]]
         node = next(
             name
             for name in _named(same, mine, tables)
@@ -592,20 +596,14 @@ def run(path: Path, output: str, *, probe: bool, say: Callable[..., object]) -> 
     if probe:
         proposal = settle(proposal, asyncio.run(look(proposal)))
     written = text(proposal, conf, path)
-    try:
-        config_.parse(written, str(to or "hactl.yaml"))
-        if to is not None:
-            _write(to, written)
-    except (ConfigError, OSError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        for line in why.splitlines():
-            say(f"hactl: {safe(str(to or '-'))}: {safe(line)}", err=True)
+    if problem := _saved(written, to):
+        say(f"hactl: {safe(str(to or '-'))}: {safe(problem)}", err=True)
         return 1
     say("\n".join(page(proposal)), err=to is None)
     if to is None:
         say(written, nl=False)
         return 0
-    file = "" if str(to) == DEFAULT else f" -f {to}"
+    file = "" if str(to) == DEFAULT else f" -f {safe(quote(str(to)))}"
     say(f"\nwrote {safe(str(to))} with mode observe: hactld will look and show, and touch nothing.")
     say(f"Next: hactl doctor{file}; hactld -d{file}; and in another window hactl status.")
     return 0
@@ -614,6 +612,21 @@ def run(path: Path, output: str, *, probe: bool, say: Callable[..., object]) -> 
 def _hosts_text() -> str:
     with suppress(OSError), HOSTS.open("rb") as file:
         return file.read(HOSTS_LIMIT).decode(errors="replace")
+    return ""
+
+
+def _saved(text: str, to: Path | None) -> str:
+    """Write the file, unless it is to be printed; return what keeps it from being written."""
+    if len(text) > config_.FILE_LIMIT:
+        return "it would be longer than hactld reads; let relayd.conf name fewer hosts"
+    try:
+        config_.parse(text, "hactl.yaml")
+        if to is not None:
+            _write(to, text)
+    except ConfigError as error:
+        return str(error.errors[0])
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
 
 
