@@ -11,7 +11,7 @@
 
 `nodes`, `checks`, `services` and `defaults` are those of hactl.yaml; what is left out is made up:
 every word in `tables` is a node, a check without type is an smtp one, a service requires every
-check.  Whole files stand in `hactl: |` and `conf: |` (relayd.conf).  Errors are those of hactl.yaml:
+check; relayd has check tcp, or the script where a service's mode is hook.  Whole files stand in `hactl: |` and `conf: |` (relayd.conf).  Errors are those of hactl.yaml:
 all at once, each with its place.
 """
 
@@ -180,7 +180,7 @@ def _given(name: str, text: str, top: Map, file: File) -> Cluster | None:
         return None
     words = {w: None for t in file.tables.values() for w in (*t.main, *t.backup)}
     made = config_.configured(_hactl(top, list(words), list(file.tables)), [], name)
-    return _together(name, made, _conf(file))
+    return _together(name, made, _conf(file, made))
 
 
 def _inlay(name: str, text: str, top: Map, key: str) -> str:
@@ -260,7 +260,7 @@ def _typed(tree: Tree, kind: Leaf) -> Tree:
     return tree
 
 
-def _conf(file: File) -> str:
+def _conf(file: File, config: Config) -> str:
     """Write the relayd.conf of the tables."""
     relayd = file.relayd
     retry = f" retry {relayd.retry}" if relayd.retry else ""
@@ -271,11 +271,13 @@ def _conf(file: File) -> str:
             f'redirect "{service}" {{',
             f"listen on 10.9.{number >> 8}.{number & 255} port 25",
         ]
+        hook = config.services[service].mode == "hook"
+        check = f'script "/usr/local/libexec/hactl/{service}"' if hook else "tcp"
         for kind, words in (("main", tables.main), ("backup", tables.backup)):
             if words:
                 hosts = ", ".join(word + retry for word in words)
                 lines.append(f"table <{kind}{number}> {{ {hosts} }}")
-                redirects.append(f"forward to <{kind}{number}> check tcp")
+                redirects.append(f"forward to <{kind}{number}> check {check}")
         redirects.append("}")
     return "\n".join([*lines, *redirects, ""])
 

@@ -201,3 +201,14 @@ def test_verify_finds_a_planted_weakness(tmp_path: Path, old: str, new: str, sai
     path = files(tmp_path, GOOD.replace(old, new), CONF.replace(old, new))
     result = hactl("verify", "-f", path, "--budget", "0s", "--jobs", 1)
     assert said in result.output
+
+
+def test_whole_files_may_stand_in_a_scenario(tmp_path: Path) -> None:
+    def lines(text: str) -> str:
+        return "".join(f"  {line}\n" for line in text.strip().splitlines())
+
+    story = "about: x\nduration: 1m\nevents: [{at: 10s, do: crash, to: [mx0]}]\n"
+    text = f"{story}hactl: |\n{lines(GOOD)}conf: |\n{lines(CONF)}"
+    result = hactl("simulate", scenario(tmp_path, text))
+    assert result.exit_code == 0, result.output
+    assert "host disable 1 mx/10.0.0.4" in result.output
