@@ -830,15 +830,20 @@ class Engine:
         ours = [
             place
             for member, place in self.places.items()
-            if member in self.owned and place.shown and place.host.status is HostStatus.DISABLED
+            if place.shown
+            and (
+                (member in self.owned and place.host.status is HostStatus.DISABLED)
+                or (member in self.barred and place.host.status is HostStatus.DOWN)
+            )
         ]
         if not ours or self.observation is None:
             return {}
+        out = {place.host.id for place in ours}
         used: set[str] = set()
         for service in self.observation.services:
             for table in service.tables:
                 for host in table.hosts:
-                    if host.status is not HostStatus.DISABLED:
+                    if host.status is not HostStatus.DISABLED and host.id not in out:
                         used |= proof.addresses(host.name, self.plan)
         found = {p.member: proof.addresses(p.host.name, self.plan) - used for p in ours}
         return {member: gone for member, gone in found.items() if gone}
@@ -850,7 +855,7 @@ class Engine:
         wanted: dict[Cleaning, None] = {}
         sources = (self.proof.pf.sources if self.proof.pf else None) or {}
         for member, gone in self._removed().items():
-            owned = self.owned[member]
+            owned = self.owned.get(member) or self.barred[member]
             for address in sorted(gone):
                 if self.plan.clear_sources:
                     wanted[Cleaning("sources", address, owned.decision)] = None

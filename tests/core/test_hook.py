@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from msgspec.structs import replace
+
 from hactl.core.explain import snapshot
 from hactl.core.model import (
     Action,
@@ -214,6 +216,17 @@ def test_an_exclusive_service_never_has_two() -> None:
         world.run(0.1)
         most = max(most, len(world.serving("mx")))
     assert (world.serving("mx"), most) == ({"b"}, 1)
+
+
+def test_pf_forgets_whom_the_hook_removed_but_not_before_relayd_shows_it_down() -> None:
+    world = hooked(failing("a", after=20)).run(10)
+    world.engine.replan(replace(world.plan, clear_sources=True, kill_states=True), world.now)
+    while not world.verdicts["mx"]:
+        world.run(0.1)
+    assert world.engine.cleanings() == ()
+    world.run(3)
+    found = [(cleaning.what, cleaning.address) for cleaning in world.engine.cleanings()]
+    assert found == [("sources", "10.0.0.1"), ("states", "10.0.0.1")]
 
 
 def test_releasing_at_the_end_says_up() -> None:
