@@ -93,8 +93,9 @@ def reconcile(
         member, off = standing.member, not standing.enabled
         hook = services[member.service].hook and decision.cause not in BY_HAND
         disabled = standing.status is HostStatus.DISABLED
-        if standing.barred and decision.want is Want.OUT and not hook:
-            off = disabled  # an operator's word holds even where the hook loses its own
+        if services[member.service].hook and decision.want is Want.OUT:
+            # each word by its own means: a verdict may be withdrawn, relayd forgets a disable
+            off = standing.barred if hook else disabled
         if decision.want is Want.IN and off:
             ready = disabled_at.get(member, float("-inf")) + DWELL
             rivals = _rivals(pairs, member) if services[member.service].exclusive else []

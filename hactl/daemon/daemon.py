@@ -185,6 +185,7 @@ class Daemon:
         self._notes = await self._runner.resolve({a for a in names if _is_name(a)})
         services = self._config.services.items()
         self._notes += self._verdicts.keep({n for n, s in services if s.mode != "relayctl"})
+        self._notes += self._verdicts.held({n for n, s in services if s.mode == "observe"})
         path = self._config.relayd.conf
         try:
             conf = await self._helped.conf(path) if self._helped else conf_.read(path)

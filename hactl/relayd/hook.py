@@ -46,7 +46,7 @@ class Verdicts:
         self._known: dict[str, frozenset[str]] = {}
         self.problem = ""
 
-    def read(self, services: Iterable[str]) -> Mapping[str, frozenset[str]]:
+    def read(self, services: Collection[str]) -> Mapping[str, frozenset[str]]:
         """Return by service whom the hook calls down; what cannot be read is taken as it was."""
         problem = ""
         for service in services:
@@ -55,7 +55,7 @@ class Verdicts:
             except OSError as error:
                 problem = _told(error, self._directory / service)
         self._tell(problem)
-        return self._known
+        return {name: self._known.get(name, frozenset()) for name in services}
 
     def put(self, member: Member, *, down: bool) -> Outcome:
         """Make the hook say that a host is down, or no longer; a failure changes nothing."""
@@ -86,6 +86,15 @@ class Verdicts:
                 _clear(self._directory / name)
         except OSError as error:
             notes.append(f"{_told(error, self._directory)}; old verdicts of the hook remain")
+        return notes
+
+    def held(self, services: Collection[str]) -> list[str]:
+        """Say which verdicts hold in services where nobody changes them."""
+        notes = []
+        for service, words in self.read(services).items():
+            if words:
+                names = ", ".join(sorted(words))
+                notes.append(f"service {service}: mode observe, but the hook calls {names} down")
         return notes
 
     def _prepare(self, directory: Path) -> None:
@@ -201,9 +210,14 @@ def program() -> Path:
 
 def install(service: str, directory: Path) -> None:
     """Link *service* to the script in *directory*, which gets both.  Raise HookError or OSError."""
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if directory.stat().st_mode & 0o022:
+    for missing in [step for step in (directory, *directory.parents) if not step.exists()][::-1]:
+        missing.mkdir()
+        missing.chmod(0o755)  # whatever root's umask is
+    mode = directory.stat().st_mode
+    if mode & 0o022:
         raise HookError(f"{directory}: others may write there, and relayd runs what it finds")
+    if mode & 0o001 == 0:
+        raise HookError(f"{directory}: relayd's user may not enter it, and would find no script")
     script, ours = directory / PROGRAM, program().read_bytes()
     if not script.exists() or script.read_bytes() != ours:
         fresh = directory / f".{PROGRAM}.new"

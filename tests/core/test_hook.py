@@ -173,6 +173,19 @@ def test_maintenance_of_a_member_called_down_disables_it_too() -> None:
     assert sorted(world.switches()[2:]) == ["hook enable mx a", "host enable 1"]
 
 
+def test_a_member_that_fails_under_maintenance_is_called_down_when_that_ends() -> None:
+    """relayd forgets the disable when it is loaded, and would send it clients for a round."""
+    world = hooked(failing("a", after=20)).run(10)
+    world.engine.override(said("maint", "a"))
+    world.run(20)
+    world.engine.resume("a")
+    world.run(5)
+    assert world.switches() == ["host disable 1", "hook disable mx a"]
+    world.load()
+    world.run(20)
+    assert (world.serving("mx"), world.switches()[2:]) == ({"b"}, [])
+
+
 def test_a_foreign_disable_is_respected_and_a_verdict_does_not_make_it_ours() -> None:
     world = hooked(failing("a", after=20, until=60)).run(40)
     world.hosts["mx", 0, "a"].disabled = True

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hactl.cli.main import main
 from hactl.core.model import Member
 from hactl.relayd import conf, hook
-from hactl.relayd.hook import PROGRAM, Verdicts, withdraw
+from hactl.relayd.hook import PROGRAM, HookError, Verdicts, withdraw
 from hactl.relayd.relayctl import Answer
 
 A = Member("mx0-smtp", 0, "10.0.0.4")
@@ -40,6 +40,18 @@ def umask() -> Iterator[None]:
     before = os.umask(0o077)
     yield
     os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+def test_relayds_user_may_run_what_a_careful_root_installs(tmp_path: Path) -> None:
+    directory = tmp_path / "usr" / "libexec"
+    hook.install("mx0-smtp", directory)
+    for path in (directory.parent, directory, directory / PROGRAM):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    directory.chmod(0o700)
+    with pytest.raises(HookError, match="relayd's user may not enter it"):
+        hook.install("imap", directory)
+    assert not (directory / "imap").is_symlink()
 
 
 @pytest.fixture
@@ -135,6 +147,15 @@ def test_a_service_without_hook_keeps_no_verdicts(tmp_path: Path) -> None:
     assert verdicts.keep({"imap"}) == []
     assert [path.name for path in (tmp_path / "down").iterdir()] == ["imap"]
     assert Verdicts(tmp_path / "nowhere").keep(set()) == []
+
+
+def test_verdicts_that_nobody_changes_any_more_are_told_of(tmp_path: Path) -> None:
+    verdicts = Verdicts(tmp_path / "down")
+    verdicts.put(A, down=True)
+    assert verdicts.keep({"mx0-smtp", "imap"}) == []
+    assert verdicts.held({"mx0-smtp", "imap"}) == [
+        "service mx0-smtp: mode observe, but the hook calls 10.0.0.4 down"
+    ]
 
 
 def test_withdrawn_verdicts_are_gone_at_once_and_others_stay(tmp_path: Path) -> None:
