@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,15 @@ from checks.smtp import Smtp
 from checks.spamd import Spamd
 from tests.services import clamd as clamav
 from tests.services import dovecot as imapd
+from tests.services import mariadb
 from tests.services import opensmtpd as smtpd
 from tests.services import postfix as mta
+from tests.services import spamd as spam
 from tests.services.dovecot import Dovecot
-from tests.services.opensmtpd import Mail
+from tests.services.mariadb import Database
+from tests.services.opensmtpd import Faulty, Mail
 from tests.services.postfix import Postfix
-from tests.services.servers import HOST, Server, free_port, need
+from tests.services.servers import HOST, Server, free_port
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +54,23 @@ def mail(directory: Path) -> Iterator[Mail]:
 
 
 @pytest.fixture(scope="module")
+def faulty(directory: Path) -> Iterator[Faulty]:
+    """Run an OpenSMTPD that can be broken in many ways."""
+    (directory / "faulty").mkdir()
+    yield from smtpd.faulty(directory / "faulty")
+
+
+@pytest.fixture(scope="module")
+def database(directory: Path) -> Iterator[Database]:
+    """Run MariaDB with OpenSMTPD's tables."""
+    (directory / "database").mkdir()
+    yield from mariadb.run(directory / "database")
+
+
+@pytest.fixture(scope="module")
 def spamd(directory: Path) -> Iterator[Server]:
-    """Run spamd with local rules only and one child."""
-    need("spamd")
-    home = directory / "home"
-    home.mkdir()
-    shutil.chown(home, "nobody")
-    # Its port accepts seconds before the rules are compiled: ready is who answers.
-    check = Spamd(port=free_port(), scan=False)
-    listen = ["-i", f"{HOST}:{check.port}", "-A", HOST]
-    children = ["-m", "1", "--min-children=1", "--min-spare=1", "--max-spare=1"]
-    user = ["-u", "nobody", "-x", "-H", str(home)]
-    command = ["spamd", "--local", "--syslog=stderr", *listen, *children, *user]
-    server = Server(command, directory, check)
+    """Run spamd with local rules only."""
+    server = spam.launch(directory, Spamd(scan=False))
     yield server
     server.stop()
 

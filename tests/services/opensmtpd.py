@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import trustme
+from msgspec import structs
 
 from checks.smtp import Smtp
 from hactl.core.units import Secret
@@ -39,6 +40,65 @@ listen on {host} port {expired} smtps pki expired hostname mx0.example.org
 listen on {host} port {other} smtps pki other hostname mx0.example.org
 action "relay" relay
 match auth from any for any action "relay"
+"""
+# Everything that can be broken from outside; the filters are for the first port alone.
+FAULTY_CONF = """\
+{pki}
+table login {{ "probe" = "{hash}" }}
+table users {{ "@example.org" = "nobody" }}
+filter no_rdns phase connect match !rdns disconnect "550 no rDNS available"
+filter no_dyn phase connect match rdns regex {{ ".*\\.dyn\\..*" }} disconnect "550 no dynamic address"
+filter faults proc-exec "{directory}/faultfilter {directory}/fault"
+listen on {host} port {smtp} filter {{ no_rdns, no_dyn, faults }} hostname mx0.example.org
+listen on {host} port {starttls} tls pki good hostname mx0.example.org
+listen on {host} port {smtps} smtps pki good hostname mx0.example.org
+listen on {host} port {submission} tls-require auth <login> pki good hostname mx0.example.org
+action "store" mda "cat >/dev/null" virtual <users>
+match from any for domain "example.org" action "store"
+match auth from any for any action "store"
+"""
+# Of smtpd-filters(7).  The file $1 says what goes wrong: `connect disconnect 421 4.3.2 busy`,
+# `connect delay 2`, `mail-from hang`.
+FILTER = """\
+#!/bin/sh
+while IFS='|' read -r kind version _ _ phase session token _; do
+    case $kind$version in
+    configready)
+        for each in connect mail-from rcpt-to; do echo "register|filter|smtp-in|$each"; done
+        echo 'register|ready' ;;
+    filter*)
+        at= what= text=
+        if [ -s "$1" ]; then read -r at what text <"$1"; fi
+        answer="filter-result|$session|$token|proceed"
+        case $at:$what in
+        "$phase:hang") ;;
+        "$phase:delay") (sleep "$text"; echo "$answer") & ;;
+        "$phase:"?*) echo "filter-result|$session|$token|$what|$text" ;;
+        *) echo "$answer" ;;
+        esac ;;
+    esac
+done
+"""
+# The tables are in a database, as in the talk: recipients and logins depend on it.
+MYSQL_CONF = """\
+{pki}
+table domains mysql:{directory}/mysql.conf
+table users mysql:{directory}/mysql.conf
+table login mysql:{directory}/mysql.conf
+listen on {host} port {smtp} hostname mx0.example.org
+listen on {host} port {submission} tls-require auth <login> pki good hostname mx0.example.org
+action "store" mda "cat >/dev/null" virtual <users>
+match from any for domain <domains> action "store"
+match auth from any for any action "store"
+"""
+MYSQL_TABLE = """\
+host {database}
+username smtpd
+password smtpd
+database mail
+query_domain SELECT domain FROM domains WHERE domain=?;
+query_alias SELECT destination FROM users WHERE source=?;
+query_credentials SELECT login, password FROM logins WHERE login=?;
 """
 PKI = 'pki {name} cert "{directory}/{name}.pem"\npki {name} key "{directory}/{name}.key"\n'
 DAY = timedelta(days=1)
@@ -85,9 +145,9 @@ def newer() -> Path | None:
 def smtpctl(server: Server, *words: str) -> str:
     """Run smtpctl where the server's socket is; return what it says."""
     command = ["nsenter", "--target", str(server.process.pid), "--mount", "smtpctl", *words]
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=PATIENCE
-    ).stdout
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 class Mail(NamedTuple):
@@ -143,6 +203,69 @@ def mail(directory: Path, programs: Path | None) -> Iterator[Mail]:
     conf = TLS_CONF.format(host=HOST, pki=pki, hash=encrypted("secret"), **ports)
     server = start(directory, conf, Smtp(port=ports["starttls"]), programs)
     yield Mail(server, ports, ca, *logins(directory))
+    server.stop()
+
+
+class Faulty(NamedTuple):
+    """OpenSMTPD that can be broken: its checks, the file that its filter obeys, and its resolver."""
+
+    server: Server
+    checks: dict[str, Smtp]
+    fault: Path
+    hosts: Path
+    resolver: Resolver
+
+
+def _checks(directory: Path, ports: dict[str, int], ca: Path) -> dict[str, Smtp]:
+    login, _ = logins(directory)
+    smtp = Smtp(port=ports["smtp"], depth="rcpt", mail_to="probe@example.org")
+    tls = Smtp(port=ports["submission"], tls="starttls", name=NAME, ca=ca)
+    return {"smtp": smtp, "submission": structs.replace(tls, login=login)}
+
+
+HOSTS = f"{HOST} client.example.org\n"
+
+
+def faulty(directory: Path) -> Iterator[Faulty]:
+    """Run an OpenSMTPD that can be broken."""
+    programs = newer()
+    ca = certificates(directory)
+    ports = {name: free_port() for name in ("smtp", "starttls", "smtps", "submission")}
+    pki = PKI.format(name="good", directory=directory)
+    conf = FAULTY_CONF.format(
+        host=HOST, pki=pki, hash=encrypted("secret"), directory=directory, **ports
+    )
+    (directory / "faultfilter").write_text(FILTER)
+    (directory / "faultfilter").chmod(0o755)
+    (directory / "fault").touch()
+    (directory / "hosts").write_text(HOSTS)
+    checks = _checks(directory, ports, ca)
+    tls = structs.replace(checks["submission"], port=ports["starttls"], login=None)
+    checks["starttls"] = tls
+    checks["smtps"] = structs.replace(tls, port=ports["smtps"], tls="implicit")
+    with resolver() as dns:
+        (directory / "resolv.conf").write_text(f"nameserver {dns.address}\n")
+        server = start(directory, conf, checks["smtp"], programs)
+        yield Faulty(server, checks, directory / "fault", directory / "hosts", dns)
+        server.stop()
+
+
+def with_database(directory: Path, database: str) -> Iterator[tuple[Server, dict[str, Smtp]]]:
+    """Run an OpenSMTPD whose tables are in the database at an address."""
+    programs = newer()
+    if not Path("/usr/libexec/opensmtpd/table-mysql").exists():
+        pytest.skip("no table-mysql here: run tests/services/install")
+    ca = certificates(directory)
+    ports = {name: free_port() for name in ("smtp", "submission")}
+    table = directory / "mysql.conf"
+    table.touch(0o640)
+    table.write_text(MYSQL_TABLE.format(database=database))
+    shutil.chown(table, "root", "opensmtpd")
+    pki = PKI.format(name="good", directory=directory)
+    conf = MYSQL_CONF.format(host=HOST, pki=pki, directory=directory, **ports)
+    checks = _checks(directory, ports, ca)
+    server = start(directory, conf, checks["smtp"], programs)
+    yield server, checks
     server.stop()
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -126,9 +126,12 @@ class Server:
 
     def stop(self) -> None:
         """End the server and all its children."""
-        family = [self.process, *self.process.children(recursive=True)]
+        family = [self.process]
+        with suppress(psutil.NoSuchProcess):
+            family += self.process.children(recursive=True)
         for process in family:
-            process.send_signal(signal.SIGCONT)
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
         self._popen.terminate()
         _, left = psutil.wait_procs(family[1:], timeout=PATIENCE)
         for process in left:

@@ -1,20 +1,32 @@
-"""The spamd check against SpamAssassin's spamd: well, and hung."""
+"""The spamd check against SpamAssassin's spamd: well, hung, busy, and not ready yet."""
 
 from __future__ import annotations
 
-import pytest
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
-from checks.spamd import Spamd
-from hactl.core.model import Verdict
-from tests.services.servers import Server
+import pytest
+from msgspec import structs
+
+from checks.spamd import HAM, Spamd
+from checks.tcp import Tcp
+from hactl.core.health import State
+from hactl.core.model import Limit, Verdict
+from hactl.core.units import Duration
+from tests.services.servers import HOST, Server
+from tests.services.spamd import CHILDREN, launch
+from tests.services.watching import Watch, endure, timed
 
 pytestmark = pytest.mark.service
 
-SHORT = 0.5
 
-
-def scan(server: Server) -> Spamd:
-    return Spamd(port=server.check.port)
+@pytest.fixture(scope="module")
+def watch(spamd: Server) -> Iterator[Watch]:
+    checks = {"ping": spamd.check, "scan": Spamd(port=spamd.check.port)}
+    with Watch({name: timed(check, 1.0, 1.0, 0.2) for name, check in checks.items()}) as watch:
+        yield watch
 
 
 def test_answers_ping(spamd: Server) -> None:
@@ -23,22 +35,67 @@ def test_answers_ping(spamd: Server) -> None:
 
 
 def test_scans_and_says_how_long_it_took(spamd: Server) -> None:
-    result = spamd.look(scan(spamd))
+    result = spamd.look(Spamd(port=spamd.check.port))
     assert (result.verdict, result.step) == (Verdict.OK, "scan")
     assert 0 < result.measures["scan_seconds"] <= result.measures["total_seconds"]
+    assert -5 < result.measures["score"] < 5
 
 
-def test_our_message_is_no_spam(spamd: Server) -> None:
-    assert spamd.look(scan(spamd)).verdict is Verdict.OK
-    assert "identified spam" not in spamd.log
+def test_our_message_is_no_spam_and_gtube_is(spamd: Server) -> None:
+    before = len(spamd.log)
+    assert spamd.look(Spamd(port=spamd.check.port)).verdict is Verdict.OK
+    assert "identified spam" not in spamd.log[before:]
+    always = Spamd(port=spamd.check.port, gtube=Duration(0.01))
+    with Watch({"gtube": timed(always, 0.5, 5.0)}) as watch:
+        health = watch.until(State.UP)["gtube"]
+    assert health.last is not None
+    assert (health.last.step, health.last.reason) == ("gtube", "GTUBE is spam")
 
 
-@pytest.mark.parametrize("who", ["parent", "child"])
-def test_a_hung_process_answers_neither_scan_nor_ping(spamd: Server, who: str) -> None:
+@pytest.mark.parametrize("who", ["parent", "children"])
+def test_a_hung_process_answers_neither_scan_nor_ping(
+    spamd: Server, watch: Watch, who: str
+) -> None:
     hung = [spamd.process] if who == "parent" else spamd.children("spamd child")
-    with spamd.frozen(hung):
-        result = spamd.look(scan(spamd), SHORT)
-        assert (result.verdict, result.reason) == (Verdict.FAIL, "scan: no answer in 500ms")
-        result = spamd.look(spamd.check, SHORT)
-        assert (result.verdict, result.reason) == (Verdict.FAIL, "ping: no answer in 500ms")
-    assert spamd.look(scan(spamd)).verdict is Verdict.OK
+    expected = {"ping": r"ping: no answer in 1s", "scan": r"(scan|gtube): no answer in 1s"}
+    endure(watch, spamd.frozen(hung), expected)
+
+
+@contextmanager
+def busy(server: Server) -> Iterator[None]:
+    """Hold a scan that never gets its message for each child."""
+    with ExitStack() as stack:
+        for _ in range(CHILDREN):
+            sock = stack.enter_context(socket.create_connection((HOST, server.check.port)))
+            sock.sendall(b"CHECK SPAMC/1.5\r\nContent-length: %d\r\n\r\n" % (len(HAM) + 1000))
+        yield
+
+
+def test_children_that_are_all_busy_answer_neither_scan_nor_ping(
+    spamd: Server, watch: Watch
+) -> None:
+    expected = {"ping": r"ping: no answer in 1s", "scan": r"(scan|gtube): no answer in 1s"}
+    endure(watch, busy(spamd), expected)
+
+
+def test_a_slow_scan_is_degraded_by_its_limit(spamd: Server) -> None:
+    limits = {"scan_seconds": Limit(warn=1e-6)}
+    never = Spamd(port=spamd.check.port, gtube=Duration(0))
+    with Watch({"scan": timed(never, 0.5, 5.0, limits=limits)}) as watch:
+        health = watch.until(State.DEGRADED)["scan"]
+    assert health.reason.startswith("scan_seconds is ")
+
+
+def test_a_port_that_is_open_before_the_rules_are_ready_does_not_pass(directory: Path) -> None:
+    (directory / "early").mkdir()
+    server = launch(directory / "early", ready=Tcp(port=1))
+    try:
+        assert isinstance(server.check, Tcp)
+        scan = Spamd(port=server.check.port)
+        result = server.look(scan, 0.3)
+        assert (result.verdict, result.reason) == (Verdict.FAIL, "scan: no answer in 300ms")
+        server.check = structs.replace(scan, scan=False)
+        server.await_ready()
+        assert server.look(scan).verdict is Verdict.OK
+    finally:
+        server.stop()

@@ -64,6 +64,7 @@ class Watch:
         self.config = Config("observe", node, dict(checks), watch={NODE: tuple(checks)})
         self._news = threading.Condition()
         self._healths: dict[str, Health] = {}
+        self._downs: dict[str, Health] = {}  # as they were when they went down
         self._looks: Counter[str] = Counter()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._ready = threading.Event()
@@ -94,8 +95,12 @@ class Watch:
     def _feed(self, checked: Checked) -> None:
         self._engine.feed(checked)
         with self._news:
-            self._looks[checked.probe.check] += 1
-            self._healths[checked.probe.check] = self._engine.healths[checked.probe]
+            name = checked.probe.check
+            before = self._healths.get(name)
+            self._looks[name] += 1
+            self._healths[name] = health = self._engine.healths[checked.probe]
+            if health.state is State.DOWN and (before is None or before.state is not State.DOWN):
+                self._downs[name] = health
             self._news.notify_all()
 
     def until(self, state: State, *names: str, limit: float = PATIENCE) -> dict[str, Health]:
@@ -122,13 +127,14 @@ class Watch:
             return self._healths[name]
 
     def down(self, name: str, since: float, *, silent: bool) -> Health:
-        """Return the health of a check once it is down, which must not take longer than it may.
+        """Return the health with which a check went down, which must not take longer than it may.
 
         What this machine lost to other work the runner has noticed, and is not the check's.
         """
         check = self.config.checks[name]
         late = self.runner.counts["own_lag"]
-        health = self.until(State.DOWN, name, limit=bound(check, silent=silent) + PATIENCE)[name]
+        self.until(State.DOWN, name, limit=bound(check, silent=silent) + PATIENCE)
+        health = self._downs[name]
         late = self.runner.counts["own_lag"] - late
         allowed = bound(check, silent=silent) + GRACE + late * check.interval
         took = health.since - since

@@ -1,0 +1,30 @@
+"""SpamAssassin's spamd with the rules that its package brings."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from msgspec import structs
+
+from checks import Spoken
+from tests.services.servers import HOST, Server, free_port, need
+
+CHILDREN = 2
+
+
+def launch(directory: Path, ready: Spoken) -> Server:
+    """Start spamd with local rules only on a free port; it is ready when *ready* passes.
+
+    Its port accepts seconds before the rules are compiled.
+    """
+    need("spamd")
+    home = directory / "home"
+    home.mkdir()
+    shutil.chown(home, "nobody")
+    check = structs.replace(ready, port=free_port())
+    listen = ["-i", f"{HOST}:{check.port}", "-A", HOST]
+    children = ["-m", str(CHILDREN), f"--min-children={CHILDREN}", "--min-spare=1", "--max-spare=2"]
+    user = ["-u", "nobody", "-x", "-H", str(home)]
+    command = ["spamd", "--local", "--syslog=stderr", *listen, *children, *user]
+    return Server(command, directory, check)

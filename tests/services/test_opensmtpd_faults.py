@@ -1,0 +1,203 @@
+"""The smtp check against OpenSMTPD 7: each fault is found out in time, at its step."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from checks.smtp import Smtp
+from hactl.core.health import State
+from tests.services import opensmtpd
+from tests.services.mariadb import Database
+from tests.services.opensmtpd import CONF, HOSTS, Faulty, smtpctl
+from tests.services.servers import HOST, Server, free_port
+from tests.services.watching import Watch, endure, timed
+
+pytestmark = pytest.mark.service
+
+
+def watching(checks: dict[str, Smtp]) -> Watch:
+    return Watch({name: timed(check, 1.0, 1.0, 0.2) for name, check in checks.items()})
+
+
+@pytest.fixture(scope="module")
+def watch(faulty: Faulty) -> Iterator[Watch]:
+    with watching(faulty.checks) as watch:
+        yield watch
+
+
+# Faults
+
+
+@contextmanager
+def paused(faulty: Faulty) -> Iterator[None]:
+    smtpctl(faulty.server, "pause", "smtp")
+    try:
+        yield
+    finally:
+        smtpctl(faulty.server, "resume", "smtp")
+
+
+def hung(name: str) -> Callable[[Faulty], AbstractContextManager[None]]:
+    return lambda faulty: faulty.server.frozen(faulty.server.children(f"smtpd: {name}"))
+
+
+def filtering(fault: str) -> Callable[[Faulty], AbstractContextManager[None]]:
+    @contextmanager
+    def broken(faulty: Faulty) -> Iterator[None]:
+        faulty.fault.write_text(fault + "\n")
+        try:
+            yield
+        finally:
+            faulty.fault.write_text("")
+
+    return broken
+
+
+def known_as(
+    line: str, *, silent: bool = False
+) -> Callable[[Faulty], AbstractContextManager[None]]:
+    """Change what the server finds for our address, and whether its resolver answers."""
+
+    @contextmanager
+    def broken(faulty: Faulty) -> Iterator[None]:
+        faulty.hosts.write_text(line)
+        faulty.resolver.silent = silent
+        try:
+            yield
+        finally:
+            faulty.hosts.write_text(HOSTS)
+            faulty.resolver.silent = False
+
+    return broken
+
+
+@contextmanager
+def backlog_full(faulty: Faulty) -> Iterator[None]:
+    """Hang, and have more connections wait than the kernel keeps."""
+    with ExitStack() as stack:
+        stack.enter_context(hung("dispatcher")(faulty))
+        for _ in range(8):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex((HOST, faulty.checks["smtp"].port))
+        yield
+
+
+ALL = ("smtp", "starttls", "smtps", "submission")
+NO_GREETING = r"(greeting|tls): no answer in 1s"
+
+
+@pytest.mark.parametrize(
+    ("fault", "names", "reason", "silent"),
+    [
+        (paused, ALL, NO_GREETING, True),
+        (hung("dispatcher"), ALL, NO_GREETING, True),
+        (hung("lookup"), ALL, NO_GREETING, True),
+        (hung("queue"), ("smtp",), r"mail: no answer in 1s", True),
+        # A handshake waits for crypto, and everybody for the handshake: dispatcher is one process.
+        (hung("crypto"), ALL[1:], NO_GREETING, True),
+        (known_as("", silent=True), ALL, NO_GREETING, True),
+        (known_as(""), ("smtp",), r"refuses us \(550 no rDNS available\)", False),
+        (
+            known_as(f"{HOST} host-7.dyn.example.net\n"), ("smtp",),
+            r"refuses us \(550 no dynamic address\)", False,
+        ),
+        (filtering("connect delay 3"), ("smtp",), r"greeting: no answer in 1s", True),
+        (
+            filtering("connect disconnect 421 4.3.2 too busy"), ("smtp",),
+            r"greeting 421 4.3.2 too busy", False,
+        ),
+        (filtering("mail-from hang"), ("smtp",), r"mail: no answer in 1s", True),
+        (
+            filtering("rcpt-to reject 451 4.7.1 try again"), ("smtp",),
+            r"RCPT 451 4.7.1 try again", False,
+        ),
+        (backlog_full, ("smtp",), r"connect: no answer in 1s", True),
+    ],
+    ids=[
+        "paused", "dispatcher", "lookup", "queue", "crypto", "dns", "no-rdns", "dynamic", "slow-filter",
+        "421", "hung-filter", "451", "backlog",
+    ],
+)  # fmt: skip
+def test_a_fault_is_found_out_in_time_at_its_step(
+    faulty: Faulty,
+    watch: Watch,
+    fault: Callable[[Faulty], AbstractContextManager[None]],
+    names: tuple[str, ...],
+    reason: str,
+    silent: bool,
+) -> None:
+    either = set(ALL) - set(names) if "no answer" in reason else ()
+    expected = dict.fromkeys(names, reason)
+    endure(watch, fault(faulty), expected, silent=silent, either=either)
+
+
+def test_a_filter_that_dies_takes_the_server_along(faulty: Faulty, watch: Watch) -> None:
+    """The last test here."""
+    watch.until(State.UP)
+    for child in faulty.server.children("faultfilter"):
+        child.kill()
+    for health in watch.until(State.DOWN).values():
+        assert health.last is not None
+        assert health.last.reason == "connect: connection refused"
+
+
+# An OpenSMTPD of its own for each of these
+
+
+def test_no_room_for_more_sessions(directory: Path) -> None:
+    """So few files may be open that 15 clients are served; the next is accepted, and that is all."""
+    (directory / "small").mkdir()
+    check = Smtp(port=free_port(), depth="rcpt", mail_to="probe@example.org")
+    conf = CONF.format(host=HOST, port=check.port)
+    server = opensmtpd.start(directory / "small", conf, check, opensmtpd.newer(), files=40)
+    try:
+        with watching({"smtp": check}) as watch:
+            endure(watch, sessions(server), {"smtp": r"greeting: no answer in 1s"})
+    finally:
+        server.stop()
+
+
+@contextmanager
+def sessions(server: Server) -> Iterator[None]:
+    """Hold as many sessions as are greeted."""
+    with ExitStack() as stack:
+        for _ in range(20):
+            sock = stack.enter_context(socket.create_connection((HOST, server.check.port)))
+            sock.settimeout(1.0)
+            try:
+                assert sock.recv(100).startswith(b"220 ")
+            except TimeoutError:
+                break
+        yield
+
+
+@pytest.fixture(scope="module")
+def tables(directory: Path, database: Database) -> Iterator[tuple[Server, dict[str, Smtp]]]:
+    (directory / "tables").mkdir()
+    yield from opensmtpd.with_database(directory / "tables", database.host)
+
+
+def test_a_dead_database_is_451_to_recipients_and_421_to_logins(
+    tables: tuple[Server, dict[str, Smtp]], database: Database
+) -> None:
+    expected = {"smtp": r"RCPT 451 .*", "submission": r"AUTH 421 4.3.0 .*"}
+    with watching(tables[1]) as watch:
+        endure(watch, database.dead(), expected, silent=False)
+
+
+def test_a_hung_database_stops_every_greeting(
+    tables: tuple[Server, dict[str, Smtp]], database: Database
+) -> None:
+    """The first look that asks for a recipient or a login waits, and then nobody is greeted."""
+    checks = tables[1] | {"greeting": Smtp(port=tables[1]["smtp"].port, depth="greeting")}
+    hung = database.server.frozen([database.server.process])
+    reason = r"(rcpt|auth|greeting|mail): no answer in 1s"
+    expected = dict.fromkeys(tables[1], reason) | {"greeting": r"greeting: no answer in 1s"}
+    with watching(checks) as watch:
+        endure(watch, hung, expected)
