@@ -32,6 +32,7 @@ test: check
 
 soak: $(STAMP)
 	$(BIN)/python -m hactl.sim.chance --count $${SCHEDULES:-20000} --keep tests/scenarios
+	$(BIN)/python -m hactl.lab.siege --count $${EVENTS:-100000}
 
 bench: $(STAMP)
 	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

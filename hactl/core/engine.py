@@ -730,13 +730,14 @@ class Engine:
                 self._events.append(Event("foreign", fields=fields, level="error"))
 
     def _everybody_up(self) -> bool:
-        """Tell whether relayd shows every enabled host up, those of other services included."""
+        """Tell whether relayd shows every enabled host that it checks up, in whatever service."""
         if self.observation is None:
             return False
         return all(
             h.status in (HostStatus.UP, HostStatus.DISABLED)
             for service in self.observation.services
-            for table in service.tables
+            for position, table in enumerate(service.tables)
+            if (service.name, position) in (self.facts.checked or ())
             for h in table.hosts
         )
 

@@ -104,6 +104,16 @@ relayd: {{clear_sources: true, kill_states: true}}
 NODES = dict(zip("abc", WORDS, strict=True))
 
 
+class Sent(NamedTuple):
+    """A command of hactl's: to which start and load of relayd, and whether it had everybody up."""
+
+    at: float
+    action: Action
+    boot: int
+    load: int
+    everybody_up: bool
+
+
 class Knowledge(Struct):
     """What there is to know besides relayd's state.
 
@@ -226,7 +236,7 @@ class Cluster:
         self.engine = self.fresh(None)
         self.planned = self.now
         self.stalled_until = 0.0
-        self.commands = 0
+        self.sent: list[Sent] = []
         self.crashed = ""
 
     def fresh(self, old: Engine | None) -> Engine:
@@ -347,9 +357,13 @@ class Cluster:
         """Send a command; return whether it was answered."""
         self.engine.intend(action)
         fate = self.lost.pop() if self.lost else ""
-        self.commands += 1
         done = False
         assert self.model is not None
+        every = hosts(self.model).values()
+        waiting = [
+            h for h in every if not h.disabled and h.up is not State.UP and h.table.conf.check
+        ]
+        self.sent.append(Sent(self.now, action, self.boots, self.model.loads, not waiting))
         if fate == "late":
             late = self.now + self.rng.choice((0.5, 3.0, 20.0))
             heapq.heappush(self.late, (late, action.words()))
@@ -521,7 +535,14 @@ class Cluster:
         """Reload, and disable by hand what hactl had disabled, before hactl can look."""
         self.run(9.0)  # until counts are such that their fall shows
         keys = self._switchable()
-        ours = [k for k in keys if Member(*k) in self.engine.owned and k not in self.known.foreign]
+        owned = self.engine.owned
+        ours = [  # whose command may still be carried out counts as ours for a minute
+            k
+            for k in keys
+            if k not in self.known.foreign
+            and Member(*k) in owned
+            and owned[Member(*k)].unsure <= self.now
+        ]
         self._load()
         for key in ours[:1]:
             self._switch(key, "disable")
@@ -584,6 +605,7 @@ class Cluster:
         if not before:
             return "nothing"
         edited = ("192.0.2.99", *before[1:])
+        self.run(max(0.0, self.stalled_until - self.now, self.mute_until - self.now))
         self.pf.tables[name] = edited
         self.run(4.0)
         told = any("192.0.2.99" in d.text for d in self.engine.proof.of(name))
@@ -613,8 +635,8 @@ def besiege(seed: int, count: int = CHUNK) -> Found:
         story.append(f"{cluster.now:.1f}s {cluster.event()}")
         if found := cluster.settle():
             text = f"seed {seed}, event {number}: {found}\n  " + "\n  ".join(story[-8:])
-            return Found(seed, number, cluster.commands, cluster.now - 1000.0, text)
-    return Found(seed, count, cluster.commands, cluster.now - 1000.0)
+            return Found(seed, number, len(cluster.sent), cluster.now - 1000.0, text)
+    return Found(seed, count, len(cluster.sent), cluster.now - 1000.0)
 
 
 def many(count: int, first: int, jobs: int) -> Iterator[Found]:
