@@ -119,6 +119,8 @@ class Engine:
         self._reloaded_at = float("-inf")
         self._told_foreign: dict[Member, float] = {}
         self._cleaned: dict[Cleaning, tuple[int, bool]] = {}  # times asked, and whether done
+        self._there: dict[str, frozenset[str]] = {}  # pf's tables, to look in
+        self._asked: dict[Member, tuple[tuple[Probe, ...], tuple[Probe, ...]]] = {}
         self._events: list[Event] = []
         self.floors: dict[str, int] = {}
         self.plan = plan
@@ -145,6 +147,7 @@ class Engine:
 
     def _probe_what_is_used(self, now: float) -> None:
         """Make the probes be those that services and `watch` need at the places now known."""
+        self._asked.clear()
         wanted = {
             self._probe(place.node, check, place.host.name)
             for place in self.places.values()
@@ -163,6 +166,16 @@ class Engine:
             timing = schedule.first(probe, order[probe.check], rule, now)
             self.healths[probe] = Health(since=now)
             self._plan(probe, timing)
+
+    def _probes(
+        self, place: Place, service: ServicePlan
+    ) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+        """Return the probes that a service requires and prefers of a member."""
+        node, word = place.node, place.host.name
+        if node is None:
+            return (), ()
+        required = tuple(self._probe(node, check, word) for check in service.require)
+        return required, tuple(self._probe(node, check, word) for check in service.prefer)
 
     def _probe(self, node: str, check: str, word: str) -> Probe:
         """Return the probe that speaks for the host *word*: its own address, or the node's first."""
@@ -532,11 +545,10 @@ class Engine:
             # a service that left hactl.yaml is here only while we own a disable in it
             service = self.plan.services.get(member.service) or ServicePlan(member.service)
             node = place.node
-            probes: tuple[Probe, ...] = ()
-            prefers: tuple[Probe, ...] = ()
-            if node is not None:
-                probes = tuple(self._probe(node, c, place.host.name) for c in service.require)
-                prefers = tuple(self._probe(node, c, place.host.name) for c in service.prefer)
+            asked = self._asked.get(member)  # of the present plan and places
+            if asked is None:
+                asked = self._asked[member] = self._probes(place, service)
+            probes, prefers = asked
             owned, barred = self.owned.get(member), self.barred.get(member)
             if owned is None and place.host.status is not HostStatus.DISABLED:
                 owned = barred
@@ -806,6 +818,7 @@ class Engine:
         for difference in late:
             self._say_difference(difference, "stays", "error")
         self.proof = proof.alerted(after, late)
+        self._there = {name: frozenset(table) for name, table in pf.tables.items()}
 
     def _say_difference(self, difference: Difference, state: str, level: str) -> None:
         host = difference.member.host if difference.member else "-"
@@ -822,9 +835,9 @@ class Engine:
         pf, place = self.proof.pf, self.places.get(member)
         if pf is None or place is None or now > pf.at + FRESH or place.kind is Kind.RELAY:
             return None
-        table = pf.tables.get(member.service)
+        there = self._there.get(member.service)
         own = proof.addresses(place.host.name, self.plan)
-        return None if table is None or not own else bool(own & set(table))
+        return None if there is None or not own else bool(own & there)
 
     def _removed(self) -> dict[Member, frozenset[str]]:
         """Return the addresses of members that are out by our hand and in nowhere else."""

@@ -298,15 +298,14 @@ def _alerts(engine: Engine, now: float) -> Iterable[str]:
     for name in engine.plan.services:
         if engine.observation is not None and name not in shown:
             yield f"service {name}: relayd shows no redirect or relay of that name"
-    for probe in sorted(engine.healths):
-        if _stale_for(engine, probe, now) > STALE_ALERT:
-            last = engine.healths[probe].last
-            why = last.reason if last else "never looked"
-            ago = span(now - (engine.healths[probe].looked or engine.started))
-            yield f"{probe} is stale: nothing found out for {ago} ({why})"
-    for probe in sorted(engine.watched()):
-        if engine.healths[probe].state is State.DOWN:
-            yield f"{probe} is down: {engine.healths[probe].reason}"
+    healths = engine.healths
+    for probe in sorted(p for p in healths if _stale_for(engine, p, now) > STALE_ALERT):
+        last = healths[probe].last
+        why = last.reason if last else "never looked"
+        ago = span(now - (healths[probe].looked or engine.started))
+        yield f"{probe} is stale: nothing found out for {ago} ({why})"
+    for probe in sorted(p for p in engine.watched() if healths[p].state is State.DOWN):
+        yield f"{probe} is down: {healths[probe].reason}"
     for member, decision in engine.decisions.items():
         age = now - engine.places[member].since
         if decision.cause == "foreign":

@@ -12,6 +12,7 @@ was late and nothing else; what remains needs a person.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -80,6 +81,7 @@ class Proof(Struct, frozen=True):
         return (d for d, s in self.differences.items() if d.service == service and s.counts)
 
 
+@lru_cache(1 << 14)  # asked each second, for each host
 def canonical(word: str) -> str | None:
     """Return an address in its one spelling; None for a name."""
     try:
@@ -158,6 +160,7 @@ def _compare_table(
 ) -> dict[Difference, float]:
     found: dict[Difference, float] = {}
     used = active(service)
+    there = set(table)
     expected: set[str] = set()
     nameless = False  # a host that is up and whose address we cannot know
     hosts: dict[str, Member] = {}  # every member's addresses
@@ -174,7 +177,7 @@ def _compare_table(
                 continue
             expected |= own
             nameless = nameless or not own
-            if own and not own & set(table):
+            if own and not own & there:
                 text = f"relayd shows {host.name} up, and pf's table lacks it"
                 since = sinces.get(member, float("-inf"))
                 found[Difference(service.name, "lacks", text, member)] = since + interval + LATE
