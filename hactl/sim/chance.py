@@ -2,7 +2,7 @@
 
     python -m hactl.sim.chance --count 20000 --keep tests/scenarios
 
-A schedule is an hour or less of a small cluster: up to a dozen faults and deeds of every kind,
+A schedule is an hour or so of a small cluster: up to a dozen faults and deeds of every kind,
 crowded in time, for what breaks rules is what comes together.
 """
 
@@ -45,6 +45,7 @@ MANNERS = (
     "prefer: [spamd], min_serving: 50%",
     "exclusive: true",
     "exclusive: true, failback: manual",
+    "mode: hook",
 )  # fmt: skip
 FAULTS = ("crash", "vanish", "hang", "refuse", "refuse", "slow", "warn", "unknown", "loss")
 DEEDS = (
@@ -89,7 +90,7 @@ def story(seed: int) -> Story:
     for _ in range(rng.randint(2, 12)):
         at += rng.choice(GAPS)
         events.append(_event(rng, round(at, 1), nodes, list(tables)))
-    duration = min(3600.0, at + rng.choice((120.0, 600.0, 1800.0)))
+    duration = at + rng.choice((300.0, 1200.0, 3600.0))
     return Story(seed, tables, "\n".join(lines), tuple(events), duration)
 
 
@@ -234,8 +235,10 @@ def main() -> int:
             failing.append(found)
             for _, text in found.violations:
                 print(f"seed {found.seed}: {text}", file=sys.stderr)
-        if sys.stderr.isatty() and number % 50 == 0:
-            print(f"\r{number} of {options.count}", end="", file=sys.stderr)
+        if number % (20 if sys.stderr.isatty() else 500) == 0:
+            ends = "\r" if sys.stderr.isatty() else "\n"
+            text = f"{number} of {options.count}: {hours:.0f} simulated hours, {len(failing)} fail"
+            print(text, end=ends, file=sys.stderr, flush=True)
     took = time.monotonic() - began
     figures = {
         "schedules": options.count, "hours": round(hours, 1), "seconds": round(took, 1),
