@@ -98,7 +98,9 @@ class Printed(Struct, frozen=True):
 class Role(StrEnum):
     """What a file is to us."""
 
-    CONFIGURATION = "configuration"
+    OURS = "configuration"
+    CONFIGURATION = "configuration of relayd"
+    AUTHORITY = "file of authorities"
     CONTROL = "hactld's socket"
     RELAYD = "relayd's socket"
     DIRECTORY = "directory"
@@ -108,13 +110,18 @@ class Role(StrEnum):
 
 
 class File(Struct, frozen=True):
-    """A file that is there: its mode, its group, and when it was written last (Unix seconds)."""
+    """A file that is there: its mode, who has it, and when it was written last (Unix seconds).
+
+    *readable*: hactld can read it once it is no longer root.
+    """
 
     path: str
     role: Role
     mode: int
     group: str = "wheel"
     written: float = 0.0
+    owner: str = "root"
+    readable: bool = True
 
 
 class Script(Struct, frozen=True):
@@ -169,8 +176,9 @@ class Facts(Struct, frozen=True):
     """Everything that doctor looks at.
 
     *config_problems* are set if there is no configuration; *config* is then the default one, which
-    says where to look.  Programs: *tested* is `relayd -n`, *pf_tables* and *pf_anchors* have what
-    pfctl said of each redirect's table and rule.
+    says where to look.  *account* is whom hactld becomes, "" if it stays who it is; what is unread
+    of it is the command that makes it.  Programs: *tested* is `relayd -n`, *pf_tables* and
+    *pf_anchors* have what pfctl said of each redirect's table and rule.
     """
 
     system: str
@@ -192,6 +200,7 @@ class Facts(Struct, frozen=True):
     carp: Printed | Unread = Unread("not looked at", absent=True)
     carp_group: Printed | Unread = Unread("not looked at", absent=True)
     ntp: Printed | Unread = Unread("not looked at", absent=True)
+    account: str | Unread = ""
     files: tuple[File, ...] = ()
     scripts: tuple[Script, ...] = ()
     disks: tuple[Disk, ...] = ()
@@ -618,25 +627,35 @@ def _hactld(f: Facts) -> Iterator[Row]:
 
 def _files(f: Facts) -> Iterator[Row]:
     """Judge who may write, speak or read where hactl and relayd trust."""
-    rows = [row for file in f.files for row in _file(file)]
+    if isinstance(f.account, Unread):
+        yield error("user", f"there is no {f.config.user} for hactld to become", f.account.why)
+    rows = [row for file in f.files for row in _file(file, f.account)]
     yield from rows
     if f.files and not rows:
         yield ok("files", f"{len(f.files)} files, sockets and directories are closed to others")
 
 
-def _file(file: File) -> Iterator[Row]:
-    mode = f"{file.path} has mode {file.mode & 0o777:04o}"
+def _file(file: File, account: str | Unread) -> Iterator[Row]:
+    path, mode = file.path, f"{file.path} has mode {file.mode & 0o777:04o}"
     if file.role in (Role.CONTROL, Role.RELAYD):
         if file.mode & 0o006:
             found = f"{file.role} {mode}: everybody on this machine may steer the cluster"
-            yield error("sockets", found, f"chmod o-rw {file.path}")
+            yield error("sockets", found, f"chmod o-rw {path}")
         return
     if file.mode & 0o002:
         found = f"{file.role} {mode}: everybody may change it"
-        yield error("files", found, f"chmod o-w {file.path}")
-    if file.role is Role.LOGIN and file.mode & 0o040 and file.group not in TRUSTED:
+        yield error("files", found, f"chmod o-w {path}")
+    if file.role is Role.LOGIN and file.mode & 0o040 and file.group not in TRUSTED | {account}:
         found = f"login {mode}: everybody in group {file.group} may read the password"
-        yield error("secrets", found, f"chgrp _hactl {file.path}")
+        yield error("secrets", found, f"chgrp _hactl {path}")
+    if not account or isinstance(account, Unread):
+        return
+    if file.role in (Role.OURS, Role.LOGIN, Role.AUTHORITY) and not file.readable:
+        found = f"{file.role} {path} cannot be read by {account}, which hactld becomes"
+        yield error("files", found, f"chgrp {account} {path}; chmod g+r {path}")
+    if file.role is Role.DIRECTORY and file.owner != account:
+        found = f"{path} belongs to {file.owner}, and hactld becomes {account}"
+        yield error("files", found, f"chown -R {account}: {path}")
 
 
 def _disks(f: Facts) -> Iterator[Row]:

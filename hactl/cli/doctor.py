@@ -11,6 +11,7 @@ import grp
 import json
 import os
 import platform
+import pwd
 import socket
 import stat
 import time
@@ -50,6 +51,8 @@ from hactl.core.model import Checked, Kind, Observation, Probe
 from hactl.core.proof import canonical
 from hactl.core.units import Secret
 from hactl.daemon import plan as plan_
+from hactl.daemon import privilege
+from hactl.daemon.privilege import Account
 from hactl.relayd import conf as conf_
 from hactl.relayd.command import CommandError, Failure, Local
 from hactl.relayd.conf import ConfError, RelaydConf
@@ -66,13 +69,13 @@ ELSEWHERE = Unread("not OpenBSD: not looked at", absent=True)
 
 
 async def gather(path: Path, control: str | None) -> Facts:
-    """Read all facts; *path* is hactl.yaml, *control* hactld's socket if it is not the one named there."""
+    """Read all facts; *path* is hactl.yaml, *control* hactld's socket if that does not say it."""
     problems: tuple[str, ...] = ()
     try:
         config = config_.load(path)
     except ConfigError as error:
         config, problems = Config(mode="observe"), tuple(map(str, error.errors))
-    conf = _conf(config)
+    conf, account = _conf(config), _account(config)
     programs = _programs(config)
     status, tested, names, carp, group, ntp = await asyncio.gather(
         _status(control or str(config.control.path)),
@@ -95,7 +98,8 @@ async def gather(path: Path, control: str | None) -> Facts:
         carp=carp,
         carp_group=group,
         ntp=ntp,
-        files=tuple(_files(path, config, conf)),
+        account=account if isinstance(account, Unread) else account.name if account else "",
+        files=tuple(_files(path, config, conf, account if isinstance(account, Account) else None)),
         scripts=tuple(_scripts(conf)),
         disks=tuple(map(_disk, (config.state_dir, config.run_dir))),
         resolved=names,
@@ -223,16 +227,26 @@ def _refused(printed: Printed | Unread) -> Printed | Unread:
 # The machine
 
 
-def _files(path: Path, config: Config, conf: RelaydConf | Unread) -> Iterator[File]:
+def _account(config: Config) -> Account | Unread | None:
+    """Return whom hactld becomes; None if it stays who it is, or we cannot know."""
+    try:
+        return privilege.account(config.user)
+    except LookupError as error:
+        return Unread(str(error).splitlines()[1].strip())
+
+
+def _files(
+    path: Path, config: Config, conf: RelaydConf | Unread, account: Account | None
+) -> Iterator[File]:
     """Look at who may do what; files that are not there are told of elsewhere."""
     sources: tuple[str, ...] = (str(config.relayd.conf),)
     named = None
     if isinstance(conf, RelaydConf):
         sources, named = conf.sources, conf.socket
     roles = {
-        str(path): Role.CONFIGURATION,
+        str(path): Role.OURS,
         **dict.fromkeys(sources, Role.CONFIGURATION),
-        **dict.fromkeys(_logins(config), Role.LOGIN),
+        **dict(_named(config)),
         str(config.control.path): Role.CONTROL,
         str(config.relayd.socket or named or SOCKET): Role.RELAYD,
         str(config.run_dir): Role.DIRECTORY,
@@ -243,20 +257,39 @@ def _files(path: Path, config: Config, conf: RelaydConf | Unread) -> Iterator[Fi
     for name, role in roles.items():
         with suppress(OSError):
             found = Path(name).stat()
-            group = str(found.st_gid)
+            owner, group = str(found.st_uid), str(found.st_gid)
+            with suppress(KeyError):
+                owner = pwd.getpwuid(found.st_uid).pw_name
             with suppress(KeyError):
                 group = grp.getgrgid(found.st_gid).gr_name
-            if role is not Role.CONFIGURATION or stat.S_ISREG(found.st_mode):
-                yield File(name, role, stat.S_IMODE(found.st_mode), group, found.st_mtime)
+            file = File(name, role, stat.S_IMODE(found.st_mode), group, found.st_mtime, owner)
+            if role is not Role.OURS or stat.S_ISREG(found.st_mode):
+                yield replace(file, readable=account is None or _reads(Path(name), account))
 
 
-def _logins(config: Config) -> Iterator[str]:
-    """Yield the files of all secrets."""
+def _named(config: Config) -> Iterator[tuple[str, Role]]:
+    """Yield the files that checks name."""
     for check in config.checks.values():
         for field in check.option.__struct_fields__:
             value = getattr(check.option, field)
             if isinstance(value, Secret):
-                yield value.path
+                yield value.path, Role.LOGIN
+            elif field == "ca" and value is not None:
+                yield str(value), Role.AUTHORITY
+
+
+def _reads(path: Path, account: Account) -> bool:
+    """Tell whether *account* may go to a file and read it."""
+    wanted = [(path, 4), *((parent, 1) for parent in path.absolute().parents)]
+    return all(_may(each.stat(), account, bit) for each, bit in wanted)
+
+
+def _may(found: os.stat_result, account: Account, bit: int) -> bool:
+    if found.st_uid == account.uid:
+        bit <<= 6
+    elif found.st_gid in account.groups:
+        bit <<= 3
+    return bool(found.st_mode & bit)
 
 
 def _scripts(conf: RelaydConf | Unread) -> Iterator[Script]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -31,6 +33,7 @@ from hactl.cli.doctor import _certificates, _disk, _files, _option, page
 from hactl.cli.init import propose, text
 from hactl.core.explain import ProbeView, ServiceView, Snapshot
 from hactl.core.model import Observation, Verdict
+from hactl.daemon.privilege import Account
 from hactl.lab.model import Model
 from hactl.lab.relayd import _pfctl
 from hactl.relayd import conf as conf_
@@ -99,12 +102,13 @@ def good(conf: RelaydConf) -> Facts:
         carp=Printed(CARP),
         carp_group=Printed("carp: carp demote count 0\n"),
         ntp=Printed("4/4 peers valid, constraint offset -1s, clock synced, stratum 3\n"),
+        account="_hactl",
         files=(
-            File("/etc/hactl.yaml", Role.CONFIGURATION, 0o100640, "_hactl", NOW - 9),
+            File("/etc/hactl.yaml", Role.OURS, 0o100640, "_hactl", NOW - 9),
             File("/etc/relayd.conf", Role.CONFIGURATION, 0o100600),
             File("/var/run/hactl/hactl.sock", Role.CONTROL, 0o140660, "_hactl"),
             File("/var/run/relayd.sock", Role.RELAYD, 0o140660),
-            File("/var/db/hactl", Role.DIRECTORY, 0o040750, "_hactl"),
+            File("/var/db/hactl", Role.DIRECTORY, 0o040750, "_hactl", owner="_hactl"),
             File("/usr/sbin/relayctl", Role.PROGRAM, 0o100555, "bin"),
         ),
         disks=(Disk("/var/db/hactl", 4 << 30, 90_000), Disk("/var/run/hactl", 4 << 30, 90_000)),
@@ -204,11 +208,13 @@ def runs(*changes: tuple[str, str]) -> Callable[[], Facts]:
     return make
 
 
-def with_file(path: str, role: Role, mode: int, group: str = "wheel") -> Callable[[], Facts]:
+def with_file(
+    path: str, role: Role, mode: int, group: str = "wheel", **more: Any
+) -> Callable[[], Facts]:
     def make() -> Facts:
         facts = pair()
         others = tuple(file for file in facts.files if file.path != path)
-        return replace(facts, files=(*others, File(path, role, mode, group)))
+        return replace(facts, files=(*others, File(path, role, mode, group, **more)))
 
     return make
 
@@ -440,16 +446,28 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "relayd.conf for everybody": (
         with_file("/etc/relayd.conf", Role.CONFIGURATION, 0o100646),
-        [(E, "files", "configuration /etc/relayd.conf has mode 0646: everybody may change it")],
+        [(E, "files", "configuration of relayd /etc/relayd.conf has mode 0646: everybody may change it")],
     ),
     "a directory for everybody": (
-        with_file("/var/db/hactl", Role.DIRECTORY, 0o040777),
+        with_file("/var/db/hactl", Role.DIRECTORY, 0o040777, owner="_hactl"),
         [(E, "files", "directory /var/db/hactl has mode 0777: everybody may change it")],
     ),
     "a password for a group": (
         with_file("/etc/hactl/login", Role.LOGIN, 0o100640, "users"),
         [(E, "secrets", "login /etc/hactl/login has mode 0640: everybody in group users may read"
           " the password")],
+    ),
+    "nobody to become": (
+        changed(account=Unread("useradd -g =uid _hactl")),
+        [(E, "user", "there is no _hactl for hactld to become")],
+    ),
+    "a password that hactld cannot read": (
+        with_file("/etc/hactl/login", Role.LOGIN, 0o100600, readable=False),
+        [(E, "files", "login /etc/hactl/login cannot be read by _hactl, which hactld becomes")],
+    ),
+    "a directory of somebody else": (
+        with_file("/var/db/hactl", Role.DIRECTORY, 0o040750),
+        [(E, "files", "/var/db/hactl belongs to root, and hactld becomes _hactl")],
     ),
     "a full disk": (
         changed(disks=(Disk("/var/db/hactl", 4096, 0),)),
@@ -472,7 +490,7 @@ MISTAKES: dict[str, Mistake] = {
         [(W, "clock", "not synchronised: 0/4 peers valid, clock unsynced")],
     ),
     "a clock set back": (
-        changed(files=(File("/etc/hactl.yaml", Role.CONFIGURATION, 0o100640, written=NOW + 3600),)),
+        changed(files=(File("/etc/hactl.yaml", Role.OURS, 0o100640, written=NOW + 3600),)),
         [(W, "clock", "/etc/hactl.yaml was written in the future: the clock was set")],
     ),
     "a name that is not found": (
@@ -589,11 +607,15 @@ def test_files_are_looked_at_as_they_are(tmp_path: Path) -> None:
         f"  s: {{type: smtp, tls: starttls, verify: false, login: {login}}}\n"
     )
     made = config.load(path)
-    found = {Path(file.path).name: file for file in _files(path, made, Unread("none"))}
+    us = Account("us", os.getuid(), os.getgid(), (os.getgid(),))
+    found = {Path(file.path).name: file for file in _files(path, made, Unread("none"), us)}
     assert {name: file.role for name, file in found.items() if name != "relayctl"} == {
-        "hactl.yaml": Role.CONFIGURATION, "login": Role.LOGIN, tmp_path.name: Role.DIRECTORY,
+        "hactl.yaml": Role.OURS, "login": Role.LOGIN, tmp_path.name: Role.DIRECTORY,
     }  # fmt: skip
-    assert found["login"].mode == 0o640
+    assert (found["login"].mode, found["login"].readable) == (0o640, True)
+    stranger = us._replace(uid=12345, gid=12345, groups=(12345,))
+    files = _files(path, made, Unread("none"), stranger)
+    assert not any(file.readable for file in files if file.role is Role.LOGIN)
     assert _disk(tmp_path).free > 0
     assert _disk(tmp_path / "none").why == "No such file or directory"
 

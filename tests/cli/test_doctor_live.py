@@ -58,7 +58,7 @@ class Site:
             f"relayd: {{conf: {self.conf}}}",
             f"relayd: {{conf: {self.conf}, relayctl: {directory}/relayctl,"
             f" pfctl: {directory}/pfctl, socket: {directory}/relayd.sock}}\n"
-            f"run_dir: {directory}/run\nstate_dir: {directory}/state",
+            f"run_dir: {directory}/run\nstate_dir: {directory}/state\nuser: root",
         )
         self.yaml.write_text(made)
 
