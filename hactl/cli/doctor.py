@@ -15,7 +15,7 @@ import pwd
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -403,12 +403,14 @@ def _others() -> tuple[Other, ...] | Unread:
                 found[process.info["pid"]] = process.info["ppid"], words
     except (psutil.Error, OSError) as error:
         return Unread(str(error))
-    return tuple(
-        Other(pid, file, _steered(file))
-        for pid, (parent, words) in sorted(found.items())
-        if parent not in found
-        for file in [_option(words, "-f", "/etc/hactl.yaml")]
-    )
+    return tuple(Other(pid, file, _steered(file)) for pid, file in _elders(found))
+
+
+def _elders(found: Mapping[int, tuple[int, Sequence[str]]]) -> Iterator[tuple[int, str]]:
+    """Yield pid and file of each that was not started by another of them."""
+    for pid, (parent, words) in sorted(found.items()):
+        if parent not in found:
+            yield pid, _option(words, "-f", "/etc/hactl.yaml")
 
 
 def _option(words: Sequence[str], option: str, default: str) -> str:

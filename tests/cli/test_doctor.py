@@ -29,7 +29,7 @@ from hactl.cli._judge import (
     exit_code,
     judge,
 )
-from hactl.cli.doctor import _certificates, _disk, _files, _option, page
+from hactl.cli.doctor import _certificates, _disk, _elders, _files, _option, page
 from hactl.cli.init import propose, text
 from hactl.core.explain import ProbeView, ServiceView, Snapshot
 from hactl.core.model import Observation, Verdict
@@ -655,3 +655,9 @@ def test_whatever_programs_print_is_judged(
     rows = judge(facts)
     assert exit_code(rows) in (0, 1, 2)
     assert all(line.isprintable() for line in page(rows))
+
+
+def test_a_hactld_and_its_helper_are_one() -> None:
+    child = ["python3", "-P", "-m", "hactl.daemon.main", "-f", "/a", "--helped", "3"]
+    found = {10: (1, ["hactld", "-f", "/a"]), 11: (10, child), 20: (1, ["hactld"])}
+    assert list(_elders(found)) == [(10, "/a"), (20, "/etc/hactl.yaml")]
