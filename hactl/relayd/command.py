@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from asyncio.subprocess import DEVNULL
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 LIMIT = 16 << 20  # bytes of output; a thousand hosts are 51 kB
 REAP = 1.0  # seconds a killed child may take to go; only the kernel can make it longer
+RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them, its children should not
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"}
 
 
@@ -60,11 +62,8 @@ class Local:
     async def run(self, program: str, arguments: Sequence[str]) -> Ended:
         """Run a child that never outlives the call.  Raise CommandError."""
         argv = (*self._commands[program], *arguments)
-        loop = asyncio.get_running_loop()
         try:
-            transport, child = await loop.subprocess_exec(
-                _Child, *argv, stdin=DEVNULL, env=ENVIRONMENT
-            )
+            child = _Child(argv)
         except OSError as error:
             raise CommandError(Failure.NOT_RUN, f"{argv[0]}: {error.strerror}") from error
         try:
@@ -74,49 +73,96 @@ class Local:
             text = f"no answer in {self._timeout:g}s, outcome unknown"
             raise CommandError(Failure.NO_END, text) from error
         finally:
-            await _reap(transport, child)
+            await child.reap()
         if child.overflows():
             raise CommandError(Failure.TOO_MUCH, f"more than {LIMIT >> 20} MiB of output")
-        code = transport.get_returncode()
-        out, err = (bytes(child.heard[fd]).decode(errors="surrogateescape") for fd in (1, 2))
-        return Ended(-1 if code is None else code, out, err)
+        out, err = (bytes(said).decode(errors="surrogateescape") for said in child.heard)
+        return Ended(-1 if child.code is None else child.code, out, err)
 
 
-class _Child(asyncio.SubprocessProtocol):
-    """Keeps what the child says: *ended* once it is gone and its pipes are shut, or says too much.
+class _Child:
+    """A child and what it says: *ended* once it is gone and its pipes are shut, or says too much.
 
-    Not `communicate`, which has no bound, nor streams, which wait for whoever holds the pipes.
+    Not asyncio's, which costs twice the CPU and starts a thread to wait for the exit.
     """
 
-    def __init__(self) -> None:
-        self.heard = {1: bytearray(), 2: bytearray()}
-        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.heard = bytearray(), bytearray()
+        self.code: int | None = None
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._exited: asyncio.Future[None] = self._loop.create_future()
+        self._pipes: list[int] = []
+        theirs: list[int] = []
+        try:
+            for _ in self.heard:
+                ours, its = os.pipe()
+                self._pipes.append(ours)
+                theirs.append(its)
+            actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+            ]
+            actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(theirs, 1)]
+            self._pid = os.posix_spawnp(
+                argv[0], list(argv), ENVIRONMENT, file_actions=actions, setsigdef=RESTORED
+            )
+        except OSError:
+            self._shut()
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        for fd, said in zip(tuple(self._pipes), self.heard, strict=True):
+            os.set_blocking(fd, False)
+            self._loop.add_reader(fd, self._hear, fd, said)
 
     def overflows(self) -> bool:
-        return sum(map(len, self.heard.values())) > LIMIT
+        return sum(map(len, self.heard)) > LIMIT
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if not self.overflows():
-            self.heard[fd] += data
-        elif not self.ended.done():
-            self.ended.set_result(None)
+    def _hear(self, fd: int, said: bytearray) -> None:
+        try:
+            data = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return
+        said += data
+        if not data:
+            self._loop.remove_reader(fd)
+            self._pipes.remove(fd)
+            os.close(fd)
+            if not self._pipes:
+                self._wait(0.0)
+        elif self.overflows():
+            self._shut()
+            if not self.ended.done():
+                self.ended.set_result(None)
 
-    def process_exited(self) -> None:
-        if not self.exited.done():
-            self.exited.set_result(None)
+    def _wait(self, pause: float) -> None:
+        """See whether the child is gone, which it is soon after its pipes; nobody calls us then."""
+        if self._exited.done():
+            return
+        try:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+        except ChildProcessError:  # somebody else has its exit code
+            pid, status = self._pid, -1
+        if not pid:
+            self._loop.call_later(pause, self._wait, min(0.05, 2 * pause or 0.001))
+            return
+        self.code = os.waitstatus_to_exitcode(status) if status >= 0 else None
+        for future in (self._exited, self.ended):
+            if not future.done():
+                future.set_result(None)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)
+    def _shut(self) -> None:
+        while self._pipes:
+            fd = self._pipes.pop()
+            self._loop.remove_reader(fd)
+            os.close(fd)
 
-
-async def _reap(transport: asyncio.SubprocessTransport, child: _Child) -> None:
-    """Kill the child if it still runs, wait until it is gone, and shut its pipes."""
-    try:
-        if not child.exited.done():
+    async def reap(self) -> None:
+        """Kill the child if it still runs, and wait until it is gone, but not for ever."""
+        self._shut()
+        if not self._exited.done():
             with contextlib.suppress(ProcessLookupError):
-                transport.kill()
-            await asyncio.wait([child.exited], timeout=REAP)
-    finally:
-        transport.close()
+                os.kill(self._pid, signal.SIGKILL)
+            self._wait(0.0)
+            await asyncio.wait([self._exited], timeout=REAP)
