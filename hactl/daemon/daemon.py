@@ -81,8 +81,8 @@ class Daemon:
         try:
             stored = self._store.open()
         except StoreError as error:
-            log.error("store unusable, nothing will survive a restart: %s", error)
-            stored = Stored(counter=int(time.time()) & 0xFFFFFF)
+            log.error("store unusable, what happens from now on will be forgotten: %s", error)
+            stored = error.stored or Stored(counter=int(time.time()) & 0xFFFFFF)
         self._engine = Engine(
             plan_.plan(config), plan_.NO_CONF, self._loop.time(), counter=stored.counter
         )
@@ -117,7 +117,6 @@ class Daemon:
     async def run(self, started: Callable[[], None]) -> None:
         """Run until told to stop; *started* is called once nothing can keep hactld from running."""
         await self._control.start()
-        started()
         for number, handler in (
             (signal.SIGTERM, self._stop),
             (signal.SIGINT, self._stop),
@@ -125,6 +124,7 @@ class Daemon:
             (signal.SIGUSR1, self._tell),
         ):
             self._loop.add_signal_handler(number, handler)
+        started()
         log.info("hactld %s started, mode %s", hactl.__version__, self._config.mode)
         await self._configure()
         gc.freeze()  # what is here now stays; looks leave no cycles, so the collector may be lazy
@@ -242,6 +242,7 @@ class Daemon:
         """Compare relayd with what should be, and act until they agree or something fails."""
         self._counts["cycles"] += 1
         tried: set[tuple[str, ...]] = set()
+        well = True
         while True:
             self._engine.socket(self._socket_identity(), self._loop.time())
             try:
@@ -258,10 +259,13 @@ class Daemon:
             # what was done and does not show, or was refused, gets its next try in the next cycle
             action = next((a for a in actions if a.words() not in tried), None)
             if action is None:
+                if well:
+                    self._trouble = ""
                 break
             tried.add(action.words())
             self._prove_at = self._wide_at = float("-inf")
             answer = await self._act(action)
+            well = well and answer is Said.DONE
             if action.verb is Verb.POLL or answer not in (Said.DONE, Said.REFUSED):
                 break  # a poll's results need a moment; a relayd that is gone, more than that
         self._sync()

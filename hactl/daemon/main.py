@@ -120,14 +120,14 @@ def _claim(config: Config, owner: Account | None) -> BinaryIO:
     privilege.directory(config.run_dir, 0o755, owner)
     privilege.directory(config.state_dir, 0o750, owner)
     config.control.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    lock = os.fdopen(os.open(config.state_dir / "lock", flags, 0o640), "rb+")
+    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW  # a disk that cannot be written will do
+    lock = os.fdopen(os.open(config.state_dir / "lock", flags, 0o640), "rb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         raise BlockingIOError(f"another hactld runs with {config.state_dir}") from None
-    if owner is not None:
+    if owner is not None and os.fstat(lock.fileno()).st_uid != owner.uid:
         os.fchown(lock.fileno(), owner.uid, owner.gid)
     return lock
 

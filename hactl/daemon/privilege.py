@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-DESCRIPTORS = 4096 + 64  # as many as are of use: what the runner may open, and what it leaves
+DESCRIPTORS = 4096 + 256 * 4 + 64  # all that is of use: see the runner
 
 # prot_exec: Python loads some of its C extensions late.  proc and exec: checks that are programs.
 PROMISES = "stdio rpath wpath cpath fattr flock inet unix dns proc exec prot_exec ps vminfo"

@@ -93,8 +93,12 @@ class Runner:
         return self._tasks.start(probe, coroutine, check.timeout, finished)
 
     def tally(self) -> dict[str, int]:
-        """Return the counts, with the sockets that are open now and those that could not be."""
-        return self.counts | {"open": len(self._wire.live), "capped": self._wire.capped}
+        """Return the counts, with the sockets that are open now and those that could not be.
+
+        *tasks* are looks that are coroutines or programs, of which *tasks_cap* may run at once.
+        """
+        tasks = {"tasks": len(self._tasks.live), "tasks_cap": self._tasks.cap}
+        return self.counts | {"open": len(self._wire.live), "capped": self._wire.capped} | tasks
 
     def stop(self) -> None:
         """End all looks without a word."""

@@ -17,11 +17,12 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hactl.core.model import Member, Override, Owned
 
@@ -43,7 +44,14 @@ Job = Callable[[sqlite3.Connection], object]
 
 
 class StoreError(Exception):
-    """The store cannot be used; the text says what and where."""
+    """The store cannot be written; the text says why and where.
+
+    *stored* is what could be read all the same, None if nothing could.
+    """
+
+    def __init__(self, text: str, stored: Stored | None = None) -> None:
+        super().__init__(text)
+        self.stored = stored
 
 
 class HoldRow(Struct, frozen=True):
@@ -179,7 +187,7 @@ class Store:
         except (sqlite3.Error, StoreError, ValueError, TypeError, msgspec.MsgspecError) as error:
             db.close()
             where = "" if isinstance(error, StoreError) else f"{self._path}: "
-            self._ready.put(StoreError(f"{where}{error}"))
+            self._ready.put(StoreError(f"{where}{error}", _salvage(self._path)))
             return
         while (item := self._jobs.get()) is not None:
             job, done = item
@@ -246,18 +254,36 @@ def _end(written: asyncio.Future[bool], well: bool) -> None:
 
 
 def _read(db: sqlite3.Connection, path: Path) -> Stored:
+    """Make the store ready to be written, and read it."""
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = full")
     db.execute("begin immediate")
     db.executescript(_TABLES)
+    stored = _load(db, path)
+    db.executemany(
+        "replace into meta values (?, ?)",
+        [("version", VERSION), ("counter", stored.counter + BLOCK)],
+    )
+    return stored
+
+
+def _salvage(path: Path) -> Stored | None:
+    """Read what can only be read: with what is still in its log, else without."""
+    for how in ("mode=ro", "immutable=1"):
+        with suppress(sqlite3.Error, StoreError, ValueError, TypeError, msgspec.MsgspecError):
+            db = sqlite3.connect(f"{path.as_uri()}?{how}", uri=True)
+            with closing(db):
+                stored = _load(db, path)
+                return replace(stored, counter=stored.counter + BLOCK)
+    return None
+
+
+def _load(db: sqlite3.Connection, path: Path) -> Stored:
     meta = dict(db.execute("select name, value from meta"))
     version = meta.get("version", VERSION)
     if version != VERSION:
         raise StoreError(f"{path}: version {version}, and this hactld writes version {VERSION}")
     counter = meta.get("counter", 0)
-    db.executemany(
-        "replace into meta values (?, ?)", [("version", VERSION), ("counter", counter + BLOCK)]
-    )
     overrides = tuple(
         Override(*row)
         for row in db.execute("select target, kind, who, reason, since, until from overrides")

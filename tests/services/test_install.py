@@ -223,6 +223,7 @@ watch: {{mx0: [smtp]}}
 relayd: {{conf: {dir}/relayd.conf, relayctl: {dir}/relayctl}}
 run_dir: {dir}/run
 state_dir: {dir}/state
+user: root
 """
 
 
