@@ -32,6 +32,7 @@ shlib_directory = {libraries}
 meta_directory = {directory}
 import_environment = MAIL_CONFIG={directory} LD_LIBRARY_PATH={libraries} POSTLOG_SERVICE
 mail_owner = postfix
+max_use = 1000000
 setgid_group = postdrop
 inet_interfaces = loopback-only
 inet_protocols = ipv4
