@@ -90,6 +90,8 @@ class Watch(Watcher):
             self._say(world, 4, member, f"{member} is pinned and was disabled ({cause})")
         if cause not in BY_CHECKS or world.issued_before(action):
             return
+        if standing.status is HostStatus.DISABLED:
+            return  # out by an operator's word until now, and by the hook's from here on
         plan = world.cluster.plan.services[member.service]
         probes = (*standing.probes, *standing.prefers)
         newest = [world.verdicts.get(p, []) for p in probes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -27,6 +29,18 @@ PAGES = {f"share/man/man{page.suffix[1:]}/{page.name}" for page in (ROOT / "man"
 CLEAN = {
     k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_REQUIRE", "VIRTUAL"))
 }
+
+
+@functools.cache
+def everybodys() -> str | None:
+    """Return a Python that other users can run too, None if there is none here."""
+    able = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"
+    for python in (sys.executable, "/usr/bin/python3"):
+        parents = Path(python).resolve().parents
+        open_ = Path(python).exists() and all(p.stat().st_mode & 0o001 for p in parents)
+        if open_ and not subprocess.run([python, "-c", able], check=False).returncode:
+            return python
+    return None
 
 
 def run(*command: str | Path, code: int = 0, limit: float = 300) -> str:
@@ -105,9 +119,9 @@ def test_the_demo_plays_from_the_wheel(environment: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(directory: Path) -> Path:
     """Return a prefix into which `make install` went, beside what was there before."""
-    prefix = tmp_path_factory.mktemp("prefix")
+    prefix = directory / "prefix"
     for mine in KEPT:
         (prefix / mine).parent.mkdir(parents=True, exist_ok=True)
         (prefix / mine).write_text("mine\n")
@@ -123,7 +137,12 @@ KEPT = ("bin/other", "lib/python/checks/__init__.py", "man/man8/other.8", "etc/h
 
 
 def make(prefix: Path, target: str, *more: str, code: int = 0) -> str:
-    where = (f"PREFIX={prefix}", f"RCDIR={prefix}/etc/rc.d", f"PYTHON={sys.executable}", *more)
+    where = (
+        f"PREFIX={prefix}",
+        f"RCDIR={prefix}/etc/rc.d",
+        f"PYTHON={everybodys() or sys.executable}",
+        *more,
+    )
     return run("make", "-C", ROOT, target, *where, code=code)
 
 
@@ -223,7 +242,7 @@ watch: {{mx0: [smtp]}}
 relayd: {{conf: {dir}/relayd.conf, relayctl: {dir}/relayctl}}
 run_dir: {dir}/run
 state_dir: {dir}/state
-user: root
+user: {user}
 """
 
 
@@ -250,7 +269,8 @@ class Service:
         self.configure("")
 
     def configure(self, more: str) -> None:
-        text = CONFIG.format(port=free_port(), dir=self.directory)
+        user = "nobody" if everybodys() else "root"
+        text = CONFIG.format(port=free_port(), dir=self.directory, user=user)
         self.config.write_text(text + more)
 
     def rc(self, word: str) -> tuple[int, str]:
@@ -281,9 +301,11 @@ class Service:
 
 
 @pytest.fixture(params=[["mksh"], ["mksh", "-o", "posix"], ["bash", "--posix"]], ids=" ".join)
-def service(request: pytest.FixtureRequest, installed: Path, tmp_path: Path) -> Iterator[Service]:
+def service(request: pytest.FixtureRequest, installed: Path, directory: Path) -> Iterator[Service]:
     need("pgrep", request.param[0])
-    service = Service(installed, tmp_path, request.param)
+    home = Path(tempfile.mkdtemp(dir=directory))
+    home.chmod(0o755)
+    service = Service(installed, home, request.param)
     yield service
     for pid in service.pids():  # a test has failed
         os.kill(pid, signal.SIGKILL)
