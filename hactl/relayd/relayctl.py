@@ -273,6 +273,7 @@ class Relayctl:
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
         self._last: tuple[str, Observation] | None = None  # most dumps are the one before again
+        self._last_hosts: tuple[str, Hosts] | None = None
 
     async def show(self) -> Observation:
         """Ask for `show summary`.  Raise RelayctlError if nothing that can be believed comes."""
@@ -290,10 +291,12 @@ class Relayctl:
     async def show_hosts(self) -> Hosts:
         """Ask for `show hosts`, which has the counts of checks.  Raise RelayctlError like show."""
         dump = await self._dump("show hosts")
-        try:
-            return parse_hosts(dump)
-        except Nonsense as error:
-            raise _error(Answer.NONSENSE, "show hosts", str(error)) from error
+        if self._last_hosts is None or self._last_hosts[0] != dump:
+            try:
+                self._last_hosts = dump, parse_hosts(dump)
+            except Nonsense as error:
+                raise _error(Answer.NONSENSE, "show hosts", str(error)) from error
+        return self._last_hosts[1]
 
     async def run(self, *words: str) -> Outcome:
         """Run `host disable ID`, `host enable ID` or `poll`, which is done once it is queued."""
