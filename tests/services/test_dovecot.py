@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from msgspec import structs
+from msgspec import convert, structs
 
 from checks.imap import Imap
+from checks.tls import Tls
 from hactl.core.health import State
 from hactl.core.model import Verdict
 from tests.services.dovecot import Dovecot
@@ -44,6 +45,16 @@ def test_passes_with_a_look_into_the_mailbox(dovecot: Dovecot, name: str) -> Non
 def test_passes_without_a_login(dovecot: Dovecot, name: str) -> None:
     check = dovecot.checks[name]
     assert dovecot.server.look(structs.replace(check, login=None)).verdict is Verdict.OK
+
+
+@pytest.mark.parametrize("name", ["imap", "pop3", "sieve"])
+def test_the_certificate_is_seen_where_tls_is_asked_for(dovecot: Dovecot, name: str) -> None:
+    check = dovecot.checks[name]
+    asked = {"type": "tls", "port": check.port, "starttls": name, "name": check.name}
+    tls = structs.replace(convert(asked, Tls), ca=check.ca)
+    result = dovecot.server.look(tls)
+    assert (result.verdict, result.step) == (Verdict.OK, "tls")
+    assert result.measures["left_days"] == pytest.approx(42.5, abs=0.1)
 
 
 @pytest.mark.parametrize(

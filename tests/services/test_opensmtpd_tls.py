@@ -44,9 +44,12 @@ def test_a_server_that_greets_and_has_no_tls_is_seen_as_such(installed: Mail) ->
 def test_passes_under_tls(mail: Mail) -> None:
     assert summary(mail.server.look(starttls(mail))) == (Verdict.OK, "ehlo_tls", NAME)
     assert summary(mail.server.look(smtps(mail))) == (Verdict.OK, "ehlo", NAME)
-    result = mail.server.look(Tls(port=mail.ports["smtps"], name=GOOD, ca=mail.ca))
-    assert summary(result) == (Verdict.OK, "tls", "TLSv1.3, certificate ends in 42 days")
-    assert result.measures["left_days"] == pytest.approx(42.5, abs=0.1)
+    implicit = Tls(port=mail.ports["smtps"], name=GOOD, ca=mail.ca)
+    asked = Tls(port=mail.ports["starttls"], starttls="smtp", name=GOOD, ca=mail.ca)
+    for check in (implicit, asked):
+        result = mail.server.look(check)
+        assert summary(result) == (Verdict.OK, "tls", "TLSv1.3, certificate ends in 42 days")
+        assert result.measures["left_days"] == pytest.approx(42.5, abs=0.1)
 
 
 @pytest.mark.parametrize(
