@@ -27,22 +27,30 @@ _WORDS = re.compile(r"[!-~]+( [!-~]+){0,15}")
 
 
 class Inherited(NamedTuple):
-    """What the helper starts hactld with: its own pid, and sockets."""
+    """What the helper starts hactld with: its own pid, sockets, and the lock to hold."""
 
     helper: int
     beats: socket.socket
     lanes: tuple[socket.socket, socket.socket]
     listening: socket.socket
+    lock: int
 
     @classmethod
     def parse(cls, text: str) -> Inherited:
-        """Read what the helper put on the command line.  Raise ValueError or OSError."""
-        helper, beats, first, second, listening = map(int, text.split(","))
+        """Read what the helper put on the command line, and keep it from every program that we run.
+
+        Raise ValueError or OSError.
+        """
+        helper, *fds = map(int, text.split(","))
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        beats, first, second, listening, lock = fds
         return cls(
             helper,
             socket.socket(fileno=beats),
             (socket.socket(fileno=first), socket.socket(fileno=second)),
             socket.socket(fileno=listening),
+            lock,
         )
 
 

@@ -324,9 +324,8 @@ class Helper:
         """Start hactld, with a thread for each of its lanes; return what it beats on, too."""
         pairs = [socket.socketpair() for _ in range(3)]
         (beats, _), *lanes = pairs
-        told = (os.getpid(), *(theirs.fileno() for _, theirs in pairs), self._kept.listening)
-        command = [*self._kept.command, ",".join(map(str, told))]
-        fds = (*told[1:], self._kept.lock)
+        fds = [theirs.fileno() for _, theirs in pairs] + [self._kept.listening, self._kept.lock]
+        command = [*self._kept.command, ",".join(map(str, (os.getpid(), *fds)))]
         who = self._kept.account
         try:
             if who is None:

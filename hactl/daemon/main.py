@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import syslog
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,7 @@ def _split(config: Config, options: argparse.Namespace, account: Account) -> int
     with _claim(config, account) as lock, control.listen(*_place(config, account)) as listening:
         started = _daemonize() if not options.d else _nothing
         _log(options)
+        threading.excepthook = _broken
         privilege.pledge(privilege.HELPER_PROMISES)
         kept = Kept(
             [*command, "-f", os.fspath(options.f), *flags, "--helped"],
@@ -173,6 +175,11 @@ def _serve(
         log.exception("a fault of hactld's own ends it")
         return 1
     return 0
+
+
+def _broken(fault: threading.ExceptHookArgs) -> None:
+    """Say in a line that a lane of the helper's broke: hactld then ends, and is started again."""
+    log.error("helper: %r", fault.exc_value)
 
 
 def _complain(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hactl.daemon import control
 from hactl.daemon.control import Answer, Control, Request
@@ -76,6 +79,35 @@ def test_clients_beyond_the_limit_are_sent_away(tmp_path: Path) -> None:
             client.close()
 
     serve(tmp_path / "s", scene)
+
+
+PIECES = st.sampled_from(
+    [
+        b"\n",
+        b'{"verb": "v"}\n',
+        b'{"verb": 7}\n',
+        b'{"protocol": 9, "verb": "v"}\n',
+        b"[" * 999,
+        b"\xff",
+    ]
+) | st.binary(max_size=50)
+
+
+@settings(max_examples=60)
+@given(st.lists(PIECES, max_size=12).map(b"".join))
+def test_whatever_bytes_come_each_line_has_one_answer(sent: bytes) -> None:
+    async def scene() -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(sent)
+        writer.write_eof()
+        answers = (await asyncio.wait_for(reader.read(), 5)).splitlines()
+        writer.close()
+        assert len(answers) == sent.count(b"\n")
+        assert {json.loads(answer)["code"] for answer in answers} <= {0, 2}
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "s"
+        serve(path, scene)
 
 
 @pytest.mark.parametrize("stale", ["socket", "file"])

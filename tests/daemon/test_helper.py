@@ -248,7 +248,7 @@ def ask(duty: Duty, scene: Callable[[Helped], Awaitable[None]], limit: float = 5
     async def run() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.append, True)
         ours, theirs = socket.socketpair()
-        inherited = Inherited(os.getpid(), ours, (lanes.ours[0], lanes.ours[1]), theirs)
+        inherited = Inherited(os.getpid(), ours, (lanes.ours[0], lanes.ours[1]), theirs, -1)
         helped = await Helped.join(inherited, limit)
         await scene(helped)
         helped.close()
@@ -324,7 +324,7 @@ def test_when_the_helper_is_gone_hactld_is_told_to_stop() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.append, True)
         pairs = [socket.socketpair() for _ in range(4)]
         (beats, _), (one, asked), (other, _), (listening, _) = pairs
-        helped = await Helped.join(Inherited(0, beats, (one, other), listening), 5.0)
+        helped = await Helped.join(Inherited(0, beats, (one, other), listening, -1), 5.0)
         hanging = asyncio.ensure_future(helped.run("relayctl", ("poll",)))
         assert await asyncio.to_thread(asked.recv, 99) == b"relayctl poll\n"
         for _, theirs in pairs:
@@ -347,7 +347,7 @@ def test_a_call_that_waited_in_vain_is_never_made() -> None:
 
     async def run() -> None:
         (beats, _), (one, asked), (other, _), (listening, _) = pairs
-        helped = await Helped.join(Inherited(0, beats, (one, other), listening), -1.8)
+        helped = await Helped.join(Inherited(0, beats, (one, other), listening, -1), -1.8)
         stuck = asyncio.ensure_future(helped.run("relayctl", ("show", "summary")))
         await asyncio.sleep(0)
         with pytest.raises(CommandError, match="the helper is busy"):
@@ -367,6 +367,21 @@ def test_a_call_that_waited_in_vain_is_never_made() -> None:
     for pair in pairs:
         for end in pair:
             end.close()
+
+
+def test_programs_that_hactld_runs_inherit_nothing_of_the_helpers() -> None:
+    pairs = [socket.socketpair() for _ in range(4)]
+    for ours, _ in pairs:
+        ours.set_inheritable(True)
+    with (Path(os.devnull)).open() as lock:
+        os.set_inheritable(lock.fileno(), True)
+        fds = [*(ours.detach() for ours, _ in pairs), os.dup(lock.fileno())]
+        found = Inherited.parse(",".join(map(str, (1, *fds))))
+    assert [os.get_inheritable(fd) for fd in fds] == [False] * 5
+    assert (found.helper, found.lock) == (1, fds[-1])
+    os.close(found.lock)
+    for sock in (found.beats, *found.lanes, found.listening, *(theirs for _, theirs in pairs)):
+        sock.close()
 
 
 # relayd.conf

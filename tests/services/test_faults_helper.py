@@ -7,6 +7,7 @@ to it is open.
 from __future__ import annotations
 
 import asyncio
+import os
 import pwd
 import re
 import shlex
@@ -96,6 +97,15 @@ def proc(process: psutil.Process, name: str) -> str:
     return Path(f"/proc/{process.pid}/{name}").read_text()
 
 
+def open_files(process: psutil.Process) -> dict[int, int]:
+    """Return the flags of each open descriptor."""
+    found = {}
+    for info in Path(f"/proc/{process.pid}/fdinfo").iterdir():
+        flags = re.search(r"^flags:\s*([0-7]+)$", info.read_text(), re.MULTILINE)
+        found[int(info.name)] = int(flags[1], 8) if flags else 0
+    return found
+
+
 def status(process: psutil.Process) -> dict[str, str]:
     pairs = (line.partition(":") for line in proc(process, "status").splitlines())
     return {name: value.strip() for name, _, value in pairs}
@@ -113,6 +123,9 @@ def test_the_worker_has_no_right_left_and_relayctl_runs_as_root(directory: Path)
         assert (found["NoNewPrivs"], found["Umask"]) == ("1", "0022")
         assert child.cwd() == "/"
         assert re.search(r"^Max core file size +0 +0 ", proc(child, "limits"), re.MULTILINE)
+        kept = [fd for fd in open_files(child) if fd > 2]
+        assert len(kept) > 6
+        assert [fd for fd in kept if not open_files(child)[fd] & os.O_CLOEXEC] == []
         modes = {
             path: (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o7777)
             for path in (
