@@ -56,6 +56,7 @@ CYCLE = 1.0  # seconds between two readings of relayd
 NO_VERDICTS: Mapping[str, AbstractSet[str]] = {}  # no service has the hook
 STALE = 2 * CYCLE  # an observation older than this removes nobody
 FOREIGN = 600.0  # seconds after which people hear of a host that somebody else disabled
+LANDED = 2.0  # seconds for which a command that was carried out late may have been sent twice
 FRESH = 5 * CYCLE  # a look at pf older than this says nothing of now
 TRIES = 3  # times that pf is asked to forget the same
 
@@ -350,12 +351,12 @@ class Engine:
         }
         for member, owned in list(self.owned.items()):
             place = places.get(member)
-            if (
-                place is not None
-                and place.shown
-                and place.host.status is not HostStatus.DISABLED
-                and now >= owned.unsure
-            ):
+            if place is None or not place.shown:
+                continue
+            if place.host.status is HostStatus.DISABLED:
+                if owned.unsure > now + LANDED:  # it was carried out, with all that waited with it
+                    self.owned[member] = replace(owned, unsure=now + LANDED)
+            elif now >= owned.unsure:
                 del self.owned[member]
 
     def _placed(self, observation: Observation, now: float) -> dict[Member, Place]:

@@ -40,8 +40,8 @@ from hactl.core.proof import Pf as Seen
 from hactl.daemon.plan import facts, plan
 from hactl.lab.model import Check, Host, Model, Pf, State
 from hactl.relayd.conf import RelaydConf, parse
+from hactl.relayd.relayctl import ANSWERS, Agreement, Nonsense, parse_hosts
 from hactl.relayd.relayctl import parse as parse_summary
-from hactl.relayd.relayctl import parse_hosts
 
 LIMIT = 90.0  # seconds until the desired state must be reached
 CALM = 2.0  # seconds for which it must hold
@@ -237,6 +237,10 @@ class Cluster:
         self.planned = self.now
         self.stalled_until = 0.0
         self.sent: list[Sent] = []
+        self.strange_until = 0.0  # what relayctl prints is spoilt
+        self.others: list[str] = []  # dumps that it is mixed with
+        self.spoilt = ""
+        self.agreement = Agreement()
         self.crashed = ""
 
     def fresh(self, old: Engine | None) -> Engine:
@@ -336,7 +340,11 @@ class Cluster:
             if model is None or self.now < self.mute_until:
                 engine.unseen("relayctl: show summary: no answer")
                 break
-            engine.observed(self.show(model), self.now)
+            seen = self.show(model)
+            if seen is None:
+                engine.unseen("relayctl: show summary: nonsense")
+                break
+            engine.observed(seen, self.now)
             action = next((a for a in engine.actions(self.now) if a.words() not in tried), None)
             if action is None:
                 break
@@ -349,16 +357,62 @@ class Cluster:
             self._prove()
         engine.events()
 
-    def show(self, model: Model) -> Observation:
-        """Ask for `show summary`, and read what it prints."""
-        return parse_summary(model.command(("show", "summary"), self.now).stdout, self.now)
+    def show(self, model: Model) -> Observation | None:
+        """Ask for `show summary` as hactl.relayd.relayctl does; None: nothing can be believed."""
+        for _ in range(ANSWERS):
+            text = model.command(("show", "summary"), self.now).stdout
+            if self.now < self.strange_until:
+                self.spoilt = text = self._lie(text)
+            try:
+                seen = parse_summary(text, self.now, whole=True)
+            except Nonsense:
+                return None
+            if self.agreement.agrees(seen):
+                return seen
+        return None
+
+    def _lie(self, text: str) -> str:
+        """Spoil a dump, never twice in a row in the same way: nobody could tell that from truth."""
+        for _ in range(100):
+            if (spoilt := self._spoilt(text)) in (text, self.spoilt):
+                continue
+            return spoilt
+        return text
+
+    def _spoilt(self, text: str) -> str:
+        """Cut a dump, mix it with another, or change a few characters of it."""
+        rng = self.rng
+        lines = text.splitlines(True)
+        self.others = [*self.others[-7:], text]
+        match rng.randrange(5):
+            case 0:
+                return text[: rng.randrange(len(text))]
+            case 1:  # between two rows
+                return "".join(lines[: rng.randrange(1, len(lines) + 1)])
+            case 2:
+                other = rng.choice(self.others).splitlines(True)
+                cut = rng.randrange(1, len(lines) + 1)
+                return "".join(lines[:cut] + other[min(cut, len(other)) :])
+            case 3:
+                one, two = (rng.randrange(1, len(lines)) for _ in range(2))
+                lines[one], lines[two] = lines[two], lines[one]
+                return "".join(lines)
+        for _ in range(rng.randint(1, 3)):  # digits for digits: what still looks like a dump
+            at = rng.randrange(len(text))
+            new = rng.choice("123456789") if text[at].isdigit() else rng.choice("1 \tx\n")
+            text = text[:at] + new + text[at + 1 :]
+        return text
 
     def _act(self, action: Action) -> bool:
         """Send a command; return whether it was answered."""
+        assert self.model is not None
+        if action.member is not None:
+            meant = hosts(self.model).get((action.member.service, *action.member[1:]))
+            if meant is None or meant.conf.id != action.host:
+                self.crashed = f"{' '.join(action.words())} is not {action.member}"
         self.engine.intend(action)
         fate = self.lost.pop() if self.lost else ""
         done = False
-        assert self.model is not None
         every = hosts(self.model).values()
         waiting = [
             h for h in every if not h.disabled and h.up is not State.UP and h.table.conf.check
@@ -366,10 +420,12 @@ class Cluster:
         self.sent.append(Sent(self.now, action, self.boots, self.model.loads, not waiting))
         if fate == "late":
             late = self.now + self.rng.choice((0.5, 3.0, 20.0))
+            late = self.late[0][0] if self.late else late  # relayd wakes up once
             heapq.heappush(self.late, (late, action.words()))
         elif fate != "lost":
-            reply = self.model.command(action.words(), self.now)
-            done = reply.stdout == "command succeeded\n"
+            done = self.model.command(action.words(), self.now).stdout == "command succeeded\n"
+        if done:
+            self.agreement.switched(action.words())
         self.engine.acted(action, self.now, done=done, unsure=UNSURE if fate else 0.0)
         self.now += TOOK
         self._relayd()
@@ -448,6 +504,7 @@ class Cluster:
             self._stall: 1,
             self._mute: 1,
             self._lose: 3,
+            self._strange: 3,
             self._edit: 1,
         }
         self.lost.clear()
@@ -481,12 +538,12 @@ class Cluster:
         """Switch by hand, apart from results on their way: that would be the operator's crash."""
         assert self.model is not None
         host = hosts(self.model)[key]
-        was = host.disabled
+        was, owned = host.disabled, self.engine.owned.get(Member(*key))
         self.model.command(("host", verb, str(host.conf.id)), self.now)
         if verb == "enable":
             self.known.foreign.discard(key)
-        elif not was:
-            self.known.foreign.add(key)
+        elif not was and (owned is None or owned.unsure <= self.now):
+            self.known.foreign.add(key)  # else it counts as ours, for a minute
 
     def _by_hand(self) -> str:
         keys = self._switchable()
@@ -592,6 +649,10 @@ class Cluster:
         self.mute_until = self.now + self.rng.choice((0.3, 1.5, 8.0))
         return "relayctl shows nothing for a while"
 
+    def _strange(self) -> str:
+        self.strange_until = self.now + self.rng.choice((1.5, 5.0, 20.0))
+        return f"{self._node()}; relayctl is strange for a while"
+
     def _lose(self) -> str:
         """Have the next commands be lost, or carried out long after relayctl was killed."""
         self.lost = [self.rng.choice(("lost", "late", "")) for _ in range(self.rng.randint(1, 4))]
@@ -605,7 +666,8 @@ class Cluster:
         if not before:
             return "nothing"
         edited = ("192.0.2.99", *before[1:])
-        self.run(max(0.0, self.stalled_until - self.now, self.mute_until - self.now))
+        waits = (self.stalled_until, self.mute_until, self.strange_until)
+        self.run(max(0.0, *(end - self.now for end in waits)))
         self.pf.tables[name] = edited
         self.run(4.0)
         told = any("192.0.2.99" in d.text for d in self.engine.proof.of(name))

@@ -23,6 +23,7 @@ from msgspec import Struct
 from hactl.core.model import Host, HostStatus, Kind, Observation, Service, Table
 from hactl.relayd.command import LIMIT, CommandError, Ended, Failure, Programs
 
+ANSWERS = 4  # to `show summary`, until two agree
 HEADER = ["Id", "Type", "Name", "Avlblty", "Status"]
 HEADS = ("redirect", "relay", "router")
 STATUSES = {
@@ -267,6 +268,42 @@ def judge(words: str, code: int, out: str, err: str) -> Outcome:
     return Outcome(Answer.NONSENSE, f"relayctl: {words}: unexpected answer, exit {code}: {said}")
 
 
+class Agreement:
+    """Believes ids, and who is disabled, once two answers in a row agree on them.
+
+    A dump can be whole and wrong, and a wrong id switches another host.  What a command of ours
+    has changed is expected, so it costs a second question only when somebody else changed something.
+    """
+
+    def __init__(self) -> None:
+        self._hosts: dict[int, tuple[str, int, str, int | None, bool]] | None = None
+        self._services: tuple[Service, ...] = ()
+
+    def agrees(self, seen: Observation) -> bool:
+        """Tell whether *seen* is what the answer before it said."""
+        if seen.services is self._services:
+            return True
+        hosts = {
+            host.id: (s.name, n, host.name, host.parent, host.status is HostStatus.DISABLED)
+            for s in seen.services
+            for n, table in enumerate(s.tables)
+            for host in table.hosts
+        }
+        before, self._hosts = self._hosts, hosts
+        self._services = seen.services if hosts == before else ()
+        return hosts == before
+
+    def switched(self, words: Sequence[str]) -> None:
+        """Expect what `host disable ID` or `host enable ID` changes, for its children, too."""
+        if self._hosts is None or words[0] != "host":
+            return
+        id, off = int(words[2]), words[1] == "disable"
+        self._hosts = {
+            n: (*host[:4], off if id in (n, host[3]) else host[4])
+            for n, host in self._hosts.items()
+        }
+
+
 class Relayctl:
     """relayctl, one of *programs*.  Calls may run side by side: relayd serves many clients."""
 
@@ -274,9 +311,20 @@ class Relayctl:
         self._programs = programs
         self._last: tuple[str, Observation] | None = None  # most dumps are the one before again
         self._last_hosts: tuple[str, Hosts] | None = None
+        self._agreement = Agreement()
 
     async def show(self) -> Observation:
-        """Ask for `show summary`.  Raise RelayctlError if nothing that can be believed comes."""
+        """Ask for `show summary`, again if it is news.
+
+        Raise RelayctlError if nothing that can be believed comes.
+        """
+        for _ in range(ANSWERS):
+            seen = await self._summary()
+            if self._agreement.agrees(seen):
+                return seen
+        raise _error(Answer.NONSENSE, "show summary", "its answers contradict each other")
+
+    async def _summary(self) -> Observation:
         at = asyncio.get_running_loop().time()
         dump = await self._dump("show summary")
         if self._last is not None and self._last[0] == dump:
@@ -304,7 +352,10 @@ class Relayctl:
             ended = await self._call(words)
         except RelayctlError as error:
             return error.outcome
-        return judge(" ".join(words), *ended)
+        outcome = judge(" ".join(words), *ended)
+        if outcome.answer is Answer.DONE:
+            self._agreement.switched(words)
+        return outcome
 
     async def reload(self) -> None:
         """Have relayd load its file again: no answer, and never an error, whatever becomes of it.

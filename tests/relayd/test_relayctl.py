@@ -432,3 +432,50 @@ def test_calls_side_by_side_do_not_mix(tmp_path: Path) -> None:
 
     answers = [outcome.answer for outcome in run(scene())]
     assert answers == [Answer.DONE] * 5 + [Answer.REFUSED] * 5
+
+
+# What is believed
+
+
+def logged(directory: Path, *dumps: str) -> Relayctl:
+    """Make a relayctl that shows each dump in turn, the last one for ever, and logs its calls."""
+    for number, dump in enumerate(dumps):
+        (directory / f"dump.{number}").write_text(dump)
+    last = len(dumps) - 1
+    return fake(directory, f'echo "$*" >>{directory}/log\n'
+                '[ "$1" = host ] && { echo command succeeded; exit; }\n'
+                f'n=$(grep -c show {directory}/log); n=$((n - 1)); [ $n -gt {last} ] && n={last}\n'
+                f"cat {directory}/dump.$n")  # fmt: skip
+
+
+TWO = HEADER + REDIRECT + row(1, "table", "mx:25", "active (2 hosts)") + UP
+BOTH = TWO + row(2, "host", "10.0.0.5", "up", 100.0)
+OTHER_IDS = TWO + row(3, "host", "10.0.0.5", "up", 100.0)
+ONE_OFF = HEADER + REDIRECT + MX + row(2, "host", "10.0.0.5", "disabled")
+
+
+def test_news_of_ids_is_asked_for_twice_and_what_we_changed_is_no_news(tmp_path: Path) -> None:
+    relayctl = logged(tmp_path, BOTH, BOTH, BOTH, ONE_OFF, BOTH)
+
+    async def scene() -> list[int]:
+        asked = []
+        for step in range(4):
+            if step == 2:
+                await relayctl.run("host", "disable", "2")
+            await relayctl.show()
+            asked.append((tmp_path / "log").read_text().count("show"))
+        return asked
+
+    # twice at the start; once when nothing changed; once after our disable; twice after another's
+    assert run(scene()) == [2, 3, 4, 6]
+
+
+def test_answers_that_contradict_each_other_are_not_believed(tmp_path: Path) -> None:
+    relayctl = logged(tmp_path, BOTH, OTHER_IDS, BOTH, OTHER_IDS, BOTH)
+
+    async def scene() -> Observation:
+        with pytest.raises(RelayctlError, match="contradict each other"):
+            await relayctl.show()
+        return await relayctl.show()
+
+    assert run(scene()).services == parse(BOTH, 0.0).services
