@@ -188,8 +188,11 @@ class Engine:
         self._timings[probe] = timing
         heapq.heappush(self._queue, (timing.next, probe))
 
-    def due(self, now: float) -> list[Probe]:
-        """Return the probes to look at now, and note that their looks start."""
+    def due(self, now: float, *, lagging: bool = False) -> list[Probe]:
+        """Return the probes to look at now, and note that their looks start.
+
+        *lagging*: we are late ourselves, so nothing joins a look that seems silent.
+        """
         for probe in self._witnesses(now):
             self._plan(probe, schedule.hastened(self._timings[probe], now))
         probes = []
@@ -201,6 +204,9 @@ class Engine:
             rule, health = self.plan.rules[probe.check], self.healths[probe]
             if not schedule.may_start(timing, health, rule):
                 self._plan(probe, schedule.skipped(timing, rule, now))
+                continue
+            if lagging and timing.busy:
+                self._plan(probe, schedule.postponed(timing, rule, now))
                 continue
             self._plan(probe, schedule.started(timing, health, rule, now))
             probes.append(probe)

@@ -70,6 +70,12 @@ def skipped(timing: Timing, rule: Rule, now: float) -> Timing:
     return replace(timing, due=due, next=due)
 
 
+def postponed(timing: Timing, rule: Rule, now: float) -> Timing:
+    """Let a look that would join another wait for its hedge once more."""
+    due = _beyond(timing.due, rule, now)
+    return replace(timing, due=due, next=min(due, now + rule.hedge))
+
+
 def _beyond(due: float, rule: Rule, now: float) -> float:
     """Return the first planned look after *now*."""
     if due > now + BLINK:

@@ -203,7 +203,7 @@ class Daemon:
     # Looking
 
     def _due(self, now: float) -> list[Probe]:
-        return self._engine.due(now)
+        return self._engine.due(now, lagging=self._runner.lagging)
 
     def _suspect(self, probe: Probe) -> None:
         self._engine.suspect(probe, self._loop.time())

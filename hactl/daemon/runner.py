@@ -54,6 +54,7 @@ class Runner:
         self._timer = self._loop.call_at(self._slot, self._tick)
         self.counts = {"looks": 0, "unknown": 0, "own_lag": 0, "cap": cap, "tripwires_cut": 0}
         self.worst_lag = 0.0
+        self.lagging = False  # in the present slot
 
     def configure(self, checks: Mapping[str, Check]) -> None:
         """Run these checks from now on; tripwires are strung anew where they are wanted."""
@@ -131,6 +132,7 @@ class Runner:
     def _tick(self) -> None:
         now = self._loop.time()
         late = own_lag(self._slot, now)
+        self.lagging = late is not None
         if late is not None:
             self._lagged = now
             self.counts["own_lag"] += 1

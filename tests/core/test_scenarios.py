@@ -846,6 +846,24 @@ def test_a_freeze_right_after_a_restart_of_relayd_latches_who_was_in_before() ->
     assert disabled(world.run(20)) == {("mx", "A")}
 
 
+def test_nothing_joins_a_silent_look_while_we_are_late_ourselves() -> None:
+    plan = Plan(
+        {"A": NodePlan("A", ("10.0.0.1",), frozenset({"A"}))},
+        {"smtp": Rule(hedge=0.1)},
+        watch={"A": ("smtp",)},
+    )
+    engine = Engine(plan, Facts(), 0.0)
+    (probe,) = engine.due(engine.next_look())
+    engine.feed(Checked(probe, 0.0, 0.1, OK))
+    begun = engine.planned(probe)
+    assert begun is not None
+    assert engine.due(begun) == [probe]
+    assert engine.due(begun + 0.1, lagging=True) == []
+    assert engine.due(begun + 0.15) == []
+    assert engine.due(begun + 0.2) == [probe]
+    assert engine.due(begun + 2.0, lagging=True) == [], "the regular look would join it as well"
+
+
 def test_a_host_that_is_twice_in_a_table_is_probed_where_it_is() -> None:
     world = World(PAIR)
     nodes = {"A": NodePlan("A", ("10.0.0.1", "10.0.0.9"), frozenset({"A", "10.0.0.9"}))}
