@@ -14,6 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from hactl.config import Config
+from hactl.core.units import Duration
 from hactl.daemon.helper import BEAT, LINE, REAP, Answer, End
 from hactl.relayd import conf as conf_
 from hactl.relayd.command import CommandError, Ended, Failure
@@ -51,6 +57,58 @@ class Inherited(NamedTuple):
             (socket.socket(fileno=first), socket.socket(fileno=second)),
             socket.socket(fileno=listening),
             lock,
+        )
+
+
+class Fixed(Struct, frozen=True):
+    """What was made, or is done, as the file said when root loaded it, whatever it says later."""
+
+    run_dir: str
+    state_dir: str
+    control: str
+    conf: str
+    relayctl: str
+    pfctl: str
+    socket: str | None
+    timeout: float
+
+    @classmethod
+    def of(cls, config: Config) -> str:
+        """Return what to tell every hactld that is started."""
+        where = config.relayd
+        fixed = cls(
+            str(config.run_dir),
+            str(config.state_dir),
+            str(config.control.path),
+            str(where.conf),
+            str(where.relayctl),
+            str(where.pfctl),
+            None if where.socket is None else str(where.socket),
+            float(where.timeout),
+        )
+        return msgspec.json.encode(fixed).decode()
+
+    @classmethod
+    def parse(cls, text: str) -> Fixed:
+        """Read it again.  Raise ValueError."""
+        return msgspec.json.decode(text, type=cls)
+
+    def keep(self, config: Config) -> Config:
+        """Return the configuration with what is fixed."""
+        where = replace(
+            config.relayd,
+            conf=Path(self.conf),
+            relayctl=Path(self.relayctl),
+            pfctl=Path(self.pfctl),
+            socket=None if self.socket is None else Path(self.socket),
+            timeout=Duration(self.timeout),
+        )
+        return replace(
+            config,
+            run_dir=Path(self.run_dir),
+            state_dir=Path(self.state_dir),
+            control=replace(config.control, path=Path(self.control)),
+            relayd=where,
         )
 
 
@@ -98,7 +156,7 @@ class Helped:
             answer = await self._lanes[1].ask("conf", self._limit + MARGIN)
         except CommandError as error:
             raise OSError(f"cannot be read: {error}") from None
-        texts = json.loads(answer.out)
+        texts = json.loads(answer.out)  # which may hold what is no UTF-8
 
         def load(path: Path) -> str:
             text, problem = texts.get(str(path), ("", "changed while it was read"))

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from hactl import config as config_
 from hactl.config import Config, ConfigError
 from hactl.daemon import control, privilege
-from hactl.daemon.helped import Helped, Inherited
+from hactl.daemon.helped import Fixed, Helped, Inherited
 from hactl.daemon.helper import Duty, Helper, Kept
 from hactl.daemon.privilege import Account
 from hactl.relayd import hook
@@ -38,7 +38,8 @@ def main() -> None:
         "-f", metavar="FILE", type=Path, default=DEFAULT, help="use this hactl.yaml"
     )
     parser.add_argument("-v", action="store_true", help="log every result")
-    parser.add_argument("--helped", help=argparse.SUPPRESS)  # what the helper starts it with
+    for helpers in ("--kept", "--helped"):  # what the helper starts it with
+        parser.add_argument(helpers, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.f = options.f.absolute()
     if options.helped is not None:
@@ -46,11 +47,7 @@ def main() -> None:
     try:
         config = config_.load(options.f)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        if options.helped is not None and not options.d:
-            for line in str(error).splitlines():  # nobody may see by now what is printed
-                log.error("%s", line)
-        sys.exit(1)
+        sys.exit(_last_words(str(error), options))
     if options.n:
         print("configuration OK", file=sys.stderr)
         return
@@ -61,7 +58,16 @@ def main() -> None:
         account = privilege.account(config.user)
         sys.exit(_alone(config, options) if account is None else _split(config, options, account))
     except (OSError, LookupError) as error:
-        sys.exit(f"hactld: {error}")
+        sys.exit(_last_words(f"hactld: {error}", options))
+
+
+def _last_words(text: str, options: argparse.Namespace) -> int:
+    """Say why hactld does not run: to whoever started it, and where the helper did, to the log."""
+    print(text, file=sys.stderr)
+    if options.helped is not None and not options.d:
+        for line in text.splitlines():
+            log.error("%s", line)
+    return 1
 
 
 # Alone, or in two
@@ -94,7 +100,7 @@ def _split(config: Config, options: argparse.Namespace, account: Account) -> int
         threading.excepthook = _broken
         privilege.pledge(privilege.HELPER_PROMISES)
         kept = Kept(
-            [*command, "-f", os.fspath(options.f), *flags, "--helped"],
+            [*command, "-f", os.fspath(options.f), *flags, "--kept", Fixed.of(config), "--helped"],
             listening.fileno(),
             lock.fileno(),
             account,
@@ -111,6 +117,7 @@ def _work(config: Config, options: argparse.Namespace) -> int:
     """Be what the helper keeps alive."""
     inherited = Inherited.parse(options.helped)
     privilege.dropped(inherited.helper)
+    config = Fixed.parse(options.kept).keep(config)
     privilege.unveil([config.state_dir, config.run_dir])
     privilege.pledge(privilege.PROMISES)
     started = _nothing if options.d else _quiet

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from hactl import config
 from hactl.daemon import helper
-from hactl.daemon.helped import Helped, Inherited
+from hactl.daemon.helped import Fixed, Helped, Inherited
 from hactl.daemon.helper import LINE, Answer, Duty, End, Helper, Kept, Patience, allowed, execute
 from hactl.relayd import conf
 from hactl.relayd.command import CommandError, Failure
@@ -382,6 +384,21 @@ def test_programs_that_hactld_runs_inherit_nothing_of_the_helpers() -> None:
     os.close(found.lock)
     for sock in (found.beats, *found.lanes, found.listening, *(theirs for _, theirs in pairs)):
         sock.close()
+
+
+def test_what_root_made_stays_what_it_was_whatever_the_file_says_later() -> None:
+    first = config.parse("mode: observe\nrelayd: {socket: /tmp/s, timeout: 250ms}", "f")
+    other = """mode: relayctl
+run_dir: /r
+state_dir: /s
+relayd: {conf: /c, relayctl: /ctl, pfctl: /pf, timeout: 1s, kill_states: true}
+control: {mode: "0600"}
+"""
+    kept = Fixed.parse(Fixed.of(first)).keep(config.parse(other, "f"))
+    assert (kept.run_dir, kept.state_dir) == (first.run_dir, first.state_dir)
+    assert (kept.control.path, kept.control.mode) == (first.control.path, 0o600)
+    assert kept.relayd == replace(first.relayd, kill_states=True)
+    assert kept.mode == "relayctl"
 
 
 # relayd.conf

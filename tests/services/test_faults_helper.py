@@ -162,11 +162,16 @@ def test_a_killed_worker_is_started_again_and_moves_nothing(directory: Path) -> 
     async def scene(farm: Farm) -> None:
         farm.nodes["mx0"].set("smtp", Mood.HANG)
         await farm.until(lambda: farm.disabled() == {"1"})
+        yaml = farm.directory / "hactl.yaml"  # what takes a restart of both
+        text = yaml.read_text().replace("/run\n", "/elsewhere\n")
+        yaml.write_text(text.replace("/relayctl,", "/none,"))
         for count in range(1, 4):
             worker(farm).kill()
             await farm.until(partial(logged, farm, f"started again in {2**count / 4:g}s"))
             await farm.until(partial(decided, farm), 30)
         assert farm.switches() == ["host disable 1"]
+        farm.nodes["mx0"].set("smtp", Mood.WELL)
+        await farm.until(lambda: farm.disabled() == set(), 30)
 
     def logged(farm: Farm, what: str) -> bool:
         return what in farm.log()
