@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hactl.daemon.clock import Clock
 from hactl.sim.scenario import load
 from hactl.sim.simulate import simulate
 
@@ -17,3 +18,18 @@ def test_scenario(file: Path) -> None:
     scenario = load(file)
     assert scenario.about
     assert simulate(scenario).disappointments == ()
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.stem.startswith("clock-")], ids=lambda file: file.stem
+)
+def test_the_stories_of_a_stepped_clock_need_the_epoch(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the wall clock of the moment what was stored ends early, or lasts too long."""
+
+    def present(clock: Clock, stamp: float) -> float:
+        return stamp - (clock._wall() - clock.now())
+
+    monkeypatch.setattr("hactl.daemon.clock.Clock.loop", present)
+    assert simulate(load(file)).disappointments
