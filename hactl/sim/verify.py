@@ -472,6 +472,7 @@ def lines(verdict: Verdict) -> Iterator[str]:
             yield f"    {text}"
         if len(broken) > 3:
             yield f"    and {len(broken) - 3} more"
+    yield "rules 7 and 8 are about how looks are run; that is not simulated"
     yield ""
     yield (
         f"{verdict.single[0]} of {verdict.single[1]} single faults,"

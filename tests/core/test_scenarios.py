@@ -895,3 +895,15 @@ def test_once_nobody_passes_those_who_are_down_are_looked_at_at_once_and_fast() 
     looks = [at for at, probe in world.looks if probe.node == "A" and at >= down - 0.15]
     assert [round(at - looks[0], 1) for at in looks[:2]] == [0.0, 0.2]
     assert looks[0] <= down + 0.05
+
+
+def test_one_that_comes_in_makes_room_for_one_removal_beside_the_pace() -> None:
+    """Ten members, 25 %: two a minute, and a third as C is back just then."""
+    c, late = failing("C", after=30, until=100), failing("D", "E", "F", "G", "H", after=107)
+    world = World(
+        {"mx": (tuple("ABCDEFGHIJ"),)},
+        say=lambda probe, now: (c if probe.node == "C" else late)(probe, now),
+    ).run(106)
+    assert world.switches() == ["host disable 3", "host enable 3"]
+    out = [at for at, words in world.run(100).log if "disable" in words][1:]
+    assert [sum(at < end for at in out) for end in (120, 165, 180)] == [3, 3, 5]
