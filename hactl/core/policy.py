@@ -71,14 +71,15 @@ class Shared(Struct, frozen=True):
 class Fate(Struct, frozen=True):
     """What the probes of one lane, taken together, say of each other.
 
-    *shared* suppresses the check at its seats; *cause* does so on its nodes: another check is
-    shared there, and this one is declared to fail with it.  *waits* has the seats whose removal
-    waits for their siblings' answers, and until when.
+    *shared* suppresses the check at its seats, *until* the grace ends once somebody was up; *cause*
+    does so on its nodes: another check is shared there, and this one is declared to fail with it.
+    *waits* has the seats whose removal waits for their siblings' answers, and until when.
     """
 
     shared: Shared | None = None
     waits: Mapping[Seat, float] = {}
     cause: Shared | None = None
+    until: float | None = None
 
     def suppresses(self, node: str | None, probe: Probe) -> bool:
         """Tell whether the check removes nobody there for now."""
@@ -136,8 +137,9 @@ def judge_fate(
             for seat, health in found.items()
         ):
             latch = Shared(latch.seats, latch.since, now)
-        if latch.seats & group and (latch.recovered is None or now < latch.recovered + grace):
-            return Fate(latch)
+        until = None if latch.recovered is None else latch.recovered + grace
+        if latch.seats & group and (until is None or now < until):
+            return Fate(latch, until=until)
     seen = {s: h for s, h in found.items() if h.state is not State.UNKNOWN or h.bad}
     down = {s: h for s, h in seen.items() if h.state is State.DOWN}
     if not down:
@@ -368,9 +370,8 @@ def view(
             continue
         text = f"{probe.check}: {health.reason}"
         if fate.suppresses(standing.node, probe):
-            notes.append(
-                Note("shared fate", f"{text}; {fate.names} fail together, so nobody is removed")
-            )
+            shared = f"{text}; {fate.names} fail together, so nobody is removed"
+            notes.append(Note("shared fate", shared, fate.until))
             continue
         failing.append(text)
         until = fate.waits.get((standing.node or "", probe)) if standing.enabled else None
@@ -393,9 +394,8 @@ def view(
         text = f"{probe.check} is {health.state}: {health.reason}"
         guard = memory.guards.get(probe.check, LoadGuard())
         if fate.suppresses(standing.node, probe):
-            notes.append(
-                Note("shared fate", f"{text}; {fate.names} fail together, so nobody is removed")
-            )
+            shared = f"{text}; {fate.names} fail together, so nobody is removed"
+            notes.append(Note("shared fate", shared, fate.until))
         elif now < guard.until:
             why = "it got worse for the others when it removed one, so it removes nobody"
             notes.append(Note("load guard", f"{text}; {why}", guard.until))

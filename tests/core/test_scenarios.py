@@ -87,8 +87,12 @@ def test_the_one_still_down_after_a_shared_fate_is_removed_after_the_grace() -> 
     world = World(PAIR, say=failing("A", "B", after=30))
     world.run(60)
     world.say = failing("B")
-    world.run(60)
+    world.run(10)
+    (note,) = decision(world, "mx", "B").chain
+    world.run(50)
     assert world.switches() == ["host disable 2"]
+    assert note.until is not None
+    assert abs(note.until - 1000 - world.log[-1][0]) < 1.1
     back = next(h.since for p, h in world.engine.healths.items() if p.node == "A") - 1000
     assert back + 9.9 <= world.log[-1][0] <= back + 11.2
 
