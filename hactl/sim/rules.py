@@ -88,10 +88,8 @@ class Watch(Watcher):
         override = standing.override
         if override is not None and override.kind == "pin" and cause != "maint":
             self._say(world, 4, member, f"{member} is pinned and was disabled ({cause})")
-        if cause not in BY_CHECKS or world.issued_before(action):
-            return
-        if standing.status is HostStatus.DISABLED:
-            return  # out by an operator's word until now, and by the hook's from here on
+        if cause not in BY_CHECKS or not standing.enabled or world.issued_before(action):
+            return  # nobody is removed who is out: the hook takes over from an operator
         plan = world.cluster.plan.services[member.service]
         probes = (*standing.probes, *standing.prefers)
         newest = [world.verdicts.get(p, []) for p in probes]
