@@ -4,12 +4,13 @@ It gets a session and process group of its own and an environment that says next
 it prints is kept as far as it matters, and thrown away beyond.  When it has ended, says too much or
 is cancelled, its group is killed; when cancelled, its descendants too, wherever they went.
 A program that the kernel does not let go is waited for, by whoever cancelled us (see
-`checks._tasks`).
+`checks._tasks`); so is one that is *spared*, because its death would harm whom it asks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from asyncio.subprocess import DEVNULL
@@ -41,21 +42,31 @@ class TooMuchError(Exception):
     """The program printed more than it may."""
 
 
+# Between a spared program and us, who must not be its parent: asyncio kills its children.  It does not
+# die of a pipe that nobody reads either.
+_SPARED = ("/bin/sh", "-c", """trap '' PIPE; "$@" & wait "$!" """, "sh")
+
+
 async def run(
     command: Sequence[str],
     *,
     take: Callable[[bytes], bool] | None = None,
     limit: int = LIMIT,
+    spare: bool = False,
 ) -> Ended:
     """Run *command*, an absolute path with its arguments, to its end.
 
     With *take* its standard output is handed on in pieces instead of kept, until that returns that
-    it wants no more.  Raise OSError if it cannot be started, TooMuchError beyond *limit* bytes.
+    it wants no more.  With *spare* the program is never killed, and its output read to the end.
+    Raise OSError if it cannot be started, TooMuchError beyond *limit* bytes.
     """
+    if spare and not os.access(command[0], os.X_OK):  # the shell would only say so in words
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     loop = asyncio.get_running_loop()
     starting = loop.create_task(
         loop.subprocess_exec(
-            lambda: _Child(loop, take, limit),
+            lambda: _Child(loop, take, limit, spare),
+            *(_SPARED if spare else ()),
             *command,
             stdin=DEVNULL,
             cwd="/",
@@ -72,7 +83,8 @@ async def run(
     finally:
         transport, child = await starting
         try:
-            _kill(transport.get_pid(), everywhere=not whole)
+            if not spare:
+                _kill(transport.get_pid(), everywhere=not whole)
             await asyncio.wait([child.exited])
             if whole:
                 await asyncio.wait([child.shut], timeout=LINGER)
@@ -105,32 +117,38 @@ class _Child(asyncio.SubprocessProtocol):
         loop: asyncio.AbstractEventLoop,
         take: Callable[[bytes], bool] | None,
         limit: int,
+        drain: bool,
     ) -> None:
         self.out, self.err = bytearray(), bytearray()
         self.exited: asyncio.Future[None] = loop.create_future()
         self.enough: asyncio.Future[None] = loop.create_future()
         self.shut: asyncio.Future[None] = loop.create_future()
+        self.problem: Exception | None = None
         self._take = take
         self._left = limit
-        self.problem: Exception | None = None
+        self._drain = drain  # whatever it says, it is listened to
+        self._deaf = False
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if self.enough.done():
+        if self._deaf:
             return
+        try:
+            self._deaf = not self._heard(fd, data)
+        except Exception as error:  # noqa: BLE001 - raised again by `run`
+            self.problem, self._deaf = error, True
+        if self._deaf and not self._drain:
+            self.enough.set_result(None)
+
+    def _heard(self, fd: int, data: bytes) -> bool:
+        """Take *data*; tell whether more is wanted."""
         self._left -= len(data)
         if self._left < 0:
-            self.problem = TooMuchError()
-        elif fd == 1 and self._take is not None:
-            try:
-                if self._take(data):
-                    return
-            except Exception as error:  # noqa: BLE001 - raised again by `run`
-                self.problem = error
-        else:
-            kept = self.out if fd == 1 else self.err
-            kept += data[: max(0, KEPT - len(kept))]
-            return
-        self.enough.set_result(None)
+            raise TooMuchError
+        if fd == 1 and self._take is not None:
+            return self._take(data)
+        kept = self.out if fd == 1 else self.err
+        kept += data[: max(0, KEPT - len(kept))]
+        return True
 
     def process_exited(self) -> None:
         if not self.exited.done():

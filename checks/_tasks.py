@@ -134,8 +134,10 @@ class Look:
         excuse = self._tasks.excuse(self.started)
         if excuse is not None:
             return self._cut(Verdict.UNKNOWN, excuse)
-        if self._before is not None:
-            return self._cut(Verdict.FAIL, f"no answer for {span(now - self._before.started)}")
+        if self._before is not None:  # where that one stands is what matters
+            return self._before._cut(
+                Verdict.FAIL, f"no answer for {span(now - self._before.started)}"
+            )
         return self._cut(Verdict.FAIL, f"no answer in {Duration(self._timeout)}")
 
     def _cut(self, verdict: Verdict, why: str) -> Result:
@@ -167,11 +169,12 @@ async def look(option: Probed, target: Target, limit: float) -> Result:
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Result] = loop.create_future()
     tasks = Tasks(loop, cap=1, excuse=lambda _started: None)
-    begun = tasks.start(
+    tasks.start(
         None, partial(option.probe, target), limit, lambda result, *_: answer.set_result(result)
     )
     try:
         return await answer
     finally:
-        tasks.close()
-        await asyncio.wait([begun.task])
+        while tasks.live:  # again for one that clings to life
+            tasks.close()
+            await asyncio.sleep(0.001)

@@ -3,6 +3,8 @@
 A mail server whose scheduler hangs, whose relay is paused or whose route is gone goes on to accept
 mail; only the queue tells.  It is asked through the server's own program on its own machine, so this
 is a check for the agent there, or for the node that hactld itself runs on.
+smtpctl is never killed: OpenSMTPD's control process, and with it all of smtpd, ends when somebody
+who asks goes away in the middle of an answer.
 Source: smtpctl(8) and smtpctl.c of OpenSMTPD 7, where a statistic that was never counted is not
 shown; postqueue(1) of Postfix 3.
 """
@@ -21,7 +23,7 @@ from msgspec import Struct
 from checks import Probed, Step, Target, Timing, _process
 from checks._process import Ended
 from checks._wire import quote
-from hactl.core.model import Result, Verdict, fail, unknown
+from hactl.core.model import Result, Verdict, fail, ok, unknown
 from hactl.core.units import Duration, span
 
 PROGRAMS = {"opensmtpd": "/usr/sbin/smtpctl", "postfix": "/usr/sbin/postqueue"}
@@ -68,6 +70,8 @@ class Queue(Probed, frozen=True, kw_only=True, tag="queue"):
         if answer.code:
             return self.refused(answer)
         envelopes = stats(answer.out).get("scheduler.envelope", 0)
+        if envelopes > self.most:
+            return ok(f"{envelopes} messages, too many to read", messages=envelopes)
         step("status")
         answer = await self.run("show", "status")
         if answer.code:
@@ -77,9 +81,7 @@ class Queue(Probed, frozen=True, kw_only=True, tag="queue"):
         seen = Seen(time.time(), self.stuck_after, self.most)
         lines = Lines(lambda line: seen.add(*envelope(line)))
         answer = await self.run("show", "queue", take=lines.take)
-        if answer.code and not seen.full:
-            return self.refused(answer)
-        return seen.judge(held_up, envelopes)
+        return self.refused(answer) if answer.code else seen.judge(held_up)
 
     async def postfix(self, step: Step) -> Result:
         """Ask postqueue, which reads the queue itself if Postfix does not run."""
@@ -89,12 +91,13 @@ class Queue(Probed, frozen=True, kw_only=True, tag="queue"):
         answer = await self.run("-j", take=lines.take)
         if (answer.code and not seen.full) or b"mail system is down" in answer.err.lower():
             return self.refused(answer)
-        return seen.judge((), 0)
+        return seen.judge(())
 
     async def run(self, *words: str, take: Callable[[bytes], bool] | None = None) -> Ended:
         """Run the program with *words*."""
-        command = self.command or (PROGRAMS[self.server],)
-        return await _process.run([*command, *words], take=take, limit=LISTING)
+        command = [*(self.command or (PROGRAMS[self.server],)), *words]
+        spare = self.server == "opensmtpd"
+        return await _process.run(command, take=take, limit=LISTING, spare=spare)
 
     def refused(self, answer: Ended) -> Result:
         """Judge what the program complains of: that there is no server, or that we may not ask."""
@@ -233,9 +236,9 @@ class Seen:
         self.full = self._states.total() >= self._most
         return not self.full
 
-    def judge(self, held_up: tuple[str, ...], at_least: int) -> Result:
+    def judge(self, held_up: tuple[str, ...]) -> Result:
         """Return what was seen; *held_up* is what the server does not do at the moment."""
-        count = max(self._states.total(), at_least)
+        count = self._states.total()
         oldest = self._now - self._oldest
         parts = [*(f"{part} paused" for part in held_up), *self._words(count, oldest)]
         measures: dict[str, float] = {
@@ -254,7 +257,7 @@ class Seen:
         if not count:
             yield "empty"
             return
-        more = "more than " if self.full and count <= self._most else ""
+        more = "at least " if self.full else ""
         yield f"{more}{count} message{'' if count == 1 else 's'}"
         if oldest > 0:
             yield f"oldest {span(oldest)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from contextlib import suppress
@@ -124,3 +125,33 @@ def test_who_is_left_behind_is_killed_and_not_waited_for() -> None:
     assert ended.code == 1
     assert gone(int(ended.out))
     assert time.monotonic() - before < LONG
+
+
+def test_a_program_that_is_spared_goes_on_and_its_end_is_waited_for(tmp_path: Path) -> None:
+    """Nor does it die of us: when hactld ends it goes on to write, to nobody."""
+    fifo, end = tmp_path / "fifo", tmp_path / "end"
+    os.mkfifo(fifo)
+    script = f"read x < {fifo}; seq 100000 && echo ended; echo $? > {end}"
+
+    async def main(patient: bool) -> None:
+        task = asyncio.create_task(run(sh(script), spare=True, limit=1000))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        if patient:
+            await asyncio.to_thread(fifo.write_text, "go on\n")
+        else:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait_for(task, LONG)
+
+    asyncio.run(main(True))
+    assert end.read_text() == "0\n"
+    end.unlink()
+    asyncio.run(main(False))
+    fifo.write_text("go on\n")
+    until = time.monotonic() + LONG
+    while not (end.exists() and end.read_text()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert end.read_text() != ""

@@ -161,8 +161,8 @@ def test_what_does_not_let_go_is_waited_for_and_never_piled_up() -> None:
         stage.start("a", fine, SHORT)  # waits, and is silent for as long
         await stage.hear(2)
         verdict, step, reason = summary(stage.told[1][1])
-        assert (verdict, step) == (Verdict.FAIL, "before")
-        assert reason.startswith("before: no answer for 0.")
+        assert (verdict, step) == (Verdict.FAIL, "stat")
+        assert reason.startswith("stat: no answer for 0.")
         stage.start("a", fine)
         stage.start("b", forever, SHORT)  # another check of another node waits for nobody
         await stage.hear(3)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
 
-from checks import Spoken
+from checks import Probed, Spoken
 from hactl.config import Check, Config, Node
 from hactl.core.engine import Engine
 from hactl.core.health import Health, State
@@ -28,7 +28,7 @@ GRACE = 0.5  # seconds that the machine may add to a bound
 
 
 def timed(
-    option: Spoken,
+    option: Spoken | Probed,
     interval: float | None = None,
     timeout: float | None = None,
     fast: float | None = None,
@@ -53,7 +53,8 @@ def bound(check: Check, *, silent: bool) -> float:
         return check.interval + again * (check.fast_interval or check.interval) + SLOT
     if check.hedge:
         return check.interval + check.timeout + again * check.hedge + SLOT
-    return check.interval + check.fall * check.timeout + again * check.fast_interval + SLOT
+    fast = check.fast_interval or check.interval
+    return check.interval + check.fall * check.timeout + again * fast + SLOT
 
 
 class Watch:
