@@ -225,6 +225,36 @@ def test_two_on_one_state_dir_are_one_too_many(directory: Path) -> None:
     play(directory, scene)
 
 
+def test_both_leave_the_terminal_once_hactld_answers(directory: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        await farm.stop()
+        yaml = str(farm.directory / "hactl.yaml")
+        ran = await asyncio.create_subprocess_exec(
+            *(*farm.prefix, sys.executable, "-m", "hactl.daemon.main", "-f", yaml),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await asyncio.wait_for(ran.communicate(), 30)
+        assert (ran.returncode, said) == (0, b"")
+        await farm.until(farm.settled)
+        both = [p for p in psutil.process_iter(["cmdline"]) if yaml in (p.info["cmdline"] or [])]
+        helper, before = sorted(both, key=lambda process: process.pid)
+        try:
+            standard = [Path(f"/proc/{p.pid}/fd/{n}") for p in both for n in range(3)]
+            assert {str(path.readlink()) for path in standard} == {"/dev/null"}
+            assert os.getsid(helper.pid) == os.getsid(before.pid) != os.getsid(0)
+            before.kill()
+            await farm.until(lambda: not before.is_running())
+            await farm.until(farm.answers, 20)
+            await farm.until(farm.settled, 20)
+        finally:
+            helper.terminate()
+        await farm.until(lambda: not helper.is_running(), 20)
+        assert not farm.socket.exists()
+
+    play(directory, scene)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
