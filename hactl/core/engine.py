@@ -422,6 +422,9 @@ class Engine:
         before, self._signs = self._signs, Signs(at, totals)
         if before is None:
             return
+        began = before.at - self.facts.longest
+        if proof.checked(before, self._signs) and self._polling.ready(self.facts) < began:
+            self._polling = replace(self._polling, round=(began, now))
         switched = {  # whose counts fell by our own hand
             place.host.id
             for member, place in self.places.items()

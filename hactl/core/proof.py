@@ -263,3 +263,9 @@ def restarted(before: Signs, after: Signs) -> bool:
     both = before.totals.keys() & after.totals.keys()
     fallen = {id for id in both if after.totals[id] < before.totals[id]}
     return bool(fallen) and fallen == {id for id in both if before.totals[id]}
+
+
+def checked(before: Signs, after: Signs) -> bool:
+    """Tell whether relayd checked hosts between two looks."""
+    both = before.totals.keys() & after.totals.keys()
+    return any(after.totals[id] > before.totals[id] for id in both)

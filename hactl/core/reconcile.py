@@ -31,6 +31,7 @@ from hactl.core.policy import Standing
 DWELL = 1.0  # seconds between a disable and the next enable of the same host
 PAIR_GAP = 1.5  # seconds between two poll pairs
 BY_HAND = ("maint", "drain")  # causes that disable the host where checks speak through the hook
+BLINK = 1e-6  # seconds; times are floats
 MARGIN = 0.1  # seconds beyond a check's timeout after which its result must be in
 
 
@@ -38,16 +39,31 @@ class Polling(Struct, frozen=True):
     """Where the poll pair stands.
 
     *sent* is the newest poll; *open* while its pair still lacks the second; *gap* grows with each
-    pair that helped nobody, until relayd's own round does the same work.
+    pair that helped nobody, until relayd's own round does the same work.  *round*: when relayd's
+    newest round of checks began, at the earliest and at the latest; a poll begins one.
     """
 
     sent: float = float("-inf")
     open: bool = False
     gap: float = PAIR_GAP
+    round: tuple[float, float] | None = None
 
     def ready(self, facts: Facts) -> float:
         """Return when the results of the newest poll are in, whatever its hosts do."""
         return self.sent + facts.longest + MARGIN
+
+    def near(self, facts: Facts, now: float) -> bool:
+        """Tell whether relayd itself starts checks so close to now that a poll would meet them.
+
+        Where its rounds are known too vaguely, or come too often to keep away, they do not count.
+        """
+        if self.round is None:
+            return False
+        way = facts.longest + MARGIN
+        first, last = self.round[0] - way, self.round[1] + way
+        if last - first > facts.interval / 2:
+            return False
+        return any(first < moment < last - BLINK for moment in (now, now - facts.interval))
 
 
 class Step(Struct, frozen=True):
@@ -163,16 +179,17 @@ def _poll(
     """Send the first or the second poll of a pair when it is useful and harmless."""
     if facts.checked is None:
         return (), polling
-    harmless = everybody_up or now >= polling.ready(facts)
+    apart = now >= polling.ready(facts) and not polling.near(facts, now)
+    harmless = everybody_up or apart
     if polling.open:
         if not harmless:
             return (), polling
         why = "second poll: relayd writes pf's table"
-        return (Action(Verb.POLL, 0, why),), Polling(now, False, polling.gap)
+        return (Action(Verb.POLL, 0, why),), Polling(now, False, polling.gap, (now, now))
     if not needed:
         calm = now > polling.sent + polling.gap
-        return (), Polling(polling.sent) if calm else polling
+        return (), replace(polling, gap=PAIR_GAP) if calm else polling
     if not harmless or now < polling.sent + polling.gap or polling.gap > facts.interval:
         return (), polling
     why = "first poll: relayd checks at once"
-    return (Action(Verb.POLL, 0, why),), Polling(now, True, polling.gap * 2)
+    return (Action(Verb.POLL, 0, why),), Polling(now, True, polling.gap * 2, (now, now))

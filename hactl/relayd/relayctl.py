@@ -268,6 +268,15 @@ def judge(words: str, code: int, out: str, err: str) -> Outcome:
     return Outcome(Answer.NONSENSE, f"relayctl: {words}: unexpected answer, exit {code}: {said}")
 
 
+def frame(seen: Observation) -> tuple[object, ...]:
+    """Return all of a dump but who is up and who is disabled."""
+    return tuple(
+        (s.kind, s.id, s.name, *((t.id, t.name, *((h.id, h.name, h.parent) for h in t.hosts))))
+        for s in seen.services
+        for t in s.tables or (Table(0, "", ""),)
+    )
+
+
 class Agreement:
     """Believes ids, and who is disabled, once two answers in a row agree on them.
 
@@ -276,32 +285,32 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._hosts: dict[int, tuple[str, int, str, int | None, bool]] | None = None
-        self._services: tuple[Service, ...] = ()
+        self._seen: tuple[Service, ...] | None = None
+        self._frame: tuple[object, ...] = ()
+        self._off: frozenset[int] = frozenset()
+        self._parents: dict[int, int] = {}
 
     def agrees(self, seen: Observation) -> bool:
         """Tell whether *seen* is what the answer before it said."""
-        if seen.services is self._services:
+        if seen.services is self._seen:
             return True
-        hosts = {
-            host.id: (s.name, n, host.name, host.parent, host.status is HostStatus.DISABLED)
-            for s in seen.services
-            for n, table in enumerate(s.tables)
-            for host in table.hosts
-        }
-        before, self._hosts = self._hosts, hosts
-        self._services = seen.services if hosts == before else ()
-        return hosts == before
+        hosts = [h for s in seen.services for t in s.tables for h in t.hosts]
+        before = None if self._seen is None else (self._frame, self._off)
+        self._seen, self._frame = seen.services, frame(seen)
+        self._off = frozenset(h.id for h in hosts if h.status is HostStatus.DISABLED)
+        self._parents = {h.id: h.parent for h in hosts if h.parent is not None}
+        return before == (self._frame, self._off)
+
+    def forget(self) -> None:
+        """Start anew: an answer that was none came between."""
+        self._seen = None
 
     def switched(self, words: Sequence[str]) -> None:
         """Expect what `host disable ID` or `host enable ID` changes, for its children, too."""
-        if self._hosts is None or words[0] != "host":
-            return
-        id, off = int(words[2]), words[1] == "disable"
-        self._hosts = {
-            n: (*host[:4], off if id in (n, host[3]) else host[4])
-            for n, host in self._hosts.items()
-        }
+        if words[0] == "host":
+            id = int(words[2])
+            both = {id, *(child for child, parent in self._parents.items() if parent == id)}
+            self._off = self._off | both if words[1] == "disable" else self._off - both
 
 
 class Relayctl:
@@ -319,7 +328,11 @@ class Relayctl:
         Raise RelayctlError if nothing that can be believed comes.
         """
         for _ in range(ANSWERS):
-            seen = await self._summary()
+            try:
+                seen = await self._summary()
+            except RelayctlError:
+                self._agreement.forget()
+                raise
             if self._agreement.agrees(seen):
                 return seen
         raise _error(Answer.NONSENSE, "show summary", "its answers contradict each other")

@@ -27,6 +27,7 @@ from hactl.core.model import (
     ok,
 )
 from hactl.core.proof import Pf
+from hactl.core.reconcile import Polling
 
 A, B = "10.0.0.4", "10.0.0.5"
 MX_A, MX_B = Member("mx", 0, A), Member("mx", 0, B)
@@ -278,3 +279,38 @@ def test_a_host_that_is_in_elsewhere_is_not_cleaned() -> None:
     bench.engine.observed(Observation(bench.now, (*bench.shown().services, other)), bench.now)
     bench.engine.actions(bench.now)
     assert cleaned(bench) == []
+
+
+def test_a_poll_keeps_away_from_relayds_own_round_where_that_is_known() -> None:
+    bench = Bench()
+    bench.cycle()
+    bench.prove(B)
+    at = bench.now  # relayd checks in the second after this, and again every ten
+    bench.engine.counted({1: 5, 2: 5}, at, at)
+    bench.now += 1
+    bench.engine.counted({1: 6, 2: 6}, bench.now, bench.now)
+    bench.status[B] = DOWN
+    sent = []
+    for _ in range(300):
+        for action in bench.cycle(0.1):
+            bench.engine.acted(action, bench.now, done=True)
+            sent.append(round(bench.now - at, 1))
+        bench.prove(B)
+    way = 0.2 + 0.1  # a check's timeout, and the margin
+    assert sent
+    # each poll begins a round of its own, from which relayd counts anew
+    assert not any(10 - 0.2 - way <= s <= 11 + way for s in sent if s < sent[0] + 0.01)
+    assert sent[0] > 1 + way
+
+
+def test_rounds_that_are_too_close_to_keep_away_from_do_not_count() -> None:
+    polling = Polling(round=(100.0, 101.0))
+    slow, quick = Facts(10.0, 0.2), Facts(2.0, 0.2)
+    near = [
+        at
+        for at in (99.5, 99.8, 101.2, 101.4, 109.6, 109.8, 111.2, 111.4)
+        if polling.near(slow, at)
+    ]
+    assert near == [99.8, 101.2, 109.8, 111.2]
+    assert not any(polling.near(quick, at / 10) for at in range(990, 1050))
+    assert not Polling().near(slow, 100.0)
