@@ -127,6 +127,11 @@ class Watch:
             assert self._news.wait_for(lambda: self._looks[name] >= wanted, PATIENCE)
             return self._healths[name]
 
+    def count(self) -> int:
+        """Return how many looks have ended."""
+        with self._news:
+            return self._looks.total()
+
     def down(self, name: str, since: float, *, silent: bool) -> Health:
         """Return the health with which a check went down, which must not take longer than it may.
 
