@@ -28,7 +28,7 @@ check: $(STAMP)
 	$(BIN)/pytest -q -n 4 -m "not service"
 
 test: check
-	$(BIN)/pytest -q -m service -rs
+	$(BIN)/pytest -q -n 3 --dist loadfile -m service -rs
 
 soak: $(STAMP)
 	$(BIN)/python -m hactl.sim.chance --count $${SCHEDULES:-20000} --keep tests/scenarios

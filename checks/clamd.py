@@ -28,10 +28,14 @@ SAMPLE = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}$" + b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE
 DAY = 86400.0
 PATH_LIMIT = 100  # bytes of a Unix socket's name, on any system
 
-_QUEUE = re.compile(rb"^QUEUE: ([0-9]+) items", re.MULTILINE)
-_THREADS = re.compile(rb"^THREADS: live ([0-9]+) +idle ([0-9]+) max ([0-9]+)", re.MULTILINE)
+_QUEUE = re.compile(rb"^QUEUE: ([0-9]{1,9}) items", re.MULTILINE)
+_THREADS = re.compile(
+    rb"^THREADS: live ([0-9]{1,9}) +idle ([0-9]{1,9}) max ([0-9]{1,9})", re.MULTILINE
+)
 # ClamAV 1.4.3/27800/Sun Nov 22 08:30:11 2026; without signatures of ClamAV's only the first part
-_VERSION = re.compile(rb"ClamAV ([^/ ]+)(?:/([0-9]+)/(\w{3} \w{3} [0-9 ]\d \d\d:\d\d:\d\d \d{4}))?")
+_VERSION = re.compile(
+    rb"ClamAV ([^/ ]+)(?:/([0-9]{1,9})/(\w{3} \w{3} [0-9 ]\d \d\d:\d\d:\d\d \d{4}))?"
+)
 
 
 class Clamd(Spoken, frozen=True, kw_only=True, tag="clamd"):

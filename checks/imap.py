@@ -21,7 +21,9 @@ _Turns = Generator[Say | StartTLS, bytes, Result | None]  # part of a dialogue; 
 
 _GREETING = re.compile(rb"\* (OK|PREAUTH) ?(?:\[[^]\r\n]*\] ?)?([^\r\n]*)\r?\n", re.IGNORECASE)
 _LITERAL = re.compile(rb"\{([0-9]{1,9})\+?\}\r?\n")  # that so many bytes follow, and then the line
-_STATUS = re.compile(rb"\((MESSAGES|UNSEEN) ([0-9]+) (MESSAGES|UNSEEN) ([0-9]+)\)", re.IGNORECASE)
+_STATUS = re.compile(
+    rb"\((MESSAGES|UNSEEN) ([0-9]{1,15}) (MESSAGES|UNSEEN) ([0-9]{1,15})\)", re.IGNORECASE
+)
 # Not the password's fault (RFC 5530, and Dovecot's own).
 _TEMPORARY = re.compile(rb"\[(UNAVAILABLE|INUSE|LIMIT|SERVERBUG)", re.IGNORECASE)
 _NO_TEXT = re.compile(r"[^ -~]")

@@ -18,7 +18,7 @@ _Turns = Generator[Say | StartTLS, bytes, Result | None]  # part of a dialogue; 
 
 _STATUS = re.compile(rb"(?:\+OK|-ERR)(?: |\r?\n)", re.IGNORECASE)
 _TEXT = re.compile(rb"\+OK ?([^\r\n<]*)", re.IGNORECASE)  # in angle brackets stands a time stamp
-_SIZE = re.compile(rb"\+OK ([0-9]+) ([0-9]+)", re.IGNORECASE)
+_SIZE = re.compile(rb"\+OK ([0-9]{1,15}) ([0-9]{1,15})", re.IGNORECASE)
 # Not the password's fault.
 _TEMPORARY = re.compile(rb"-ERR \[(?:SYS|IN-USE|LOGIN-DELAY)", re.IGNORECASE)
 

@@ -41,7 +41,7 @@ CODES = {
 
 _STATUS = re.compile(rb"SPAMD/[0-9]+\.[0-9]+ ([0-9]{1,3}) (.*?)\r?\n", re.DOTALL)
 _SPAM = re.compile(
-    rb"^Spam: *(True|False|Yes|No) *; *(-?[0-9]+(?:\.[0-9]+)?) */ *(-?[0-9]+(?:\.[0-9]+)?) *\r?$",
+    rb"^Spam: *(True|False|Yes|No) *; *(-?[0-9]{1,9}(?:\.[0-9]{1,9})?) */ *(-?[0-9]{1,9}(?:\.[0-9]{1,9})?) *\r?$",
     re.MULTILINE,
 )
 
