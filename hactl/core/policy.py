@@ -294,13 +294,15 @@ class View(Struct, frozen=True):
 
     *failing*: the required checks that are down and speak for removal, *waiting* whether that
     removal waits for witnesses; *worse* maps each preferred check that is bad to how bad (1
-    degraded, 2 down); *held* says why the member may not return yet, if it is out.
+    degraded, 2 down), *unsure* that no newest look said so; *held* says why the member may not
+    return yet, if it is out.
     """
 
     standing: Standing
     failing: tuple[str, ...]
     waiting: bool
     worse: Mapping[str, int]
+    unsure: bool
     held: str
     notes: tuple[Note, ...]
     order: int
@@ -363,6 +365,7 @@ def view(
     failing: list[str] = []
     notes: list[Note] = []
     waiting = degraded = False
+    stays = standing.enabled and standing.member not in memory.out
     for probe in standing.probes:
         health, fate = healths.get(probe, NEVER), fates.get(lane(probe), Fate())
         degraded = degraded or health.state is State.DEGRADED
@@ -378,7 +381,7 @@ def view(
         if until is not None:
             waiting = True
             notes.append(Note("witness", f"{text}; waits for the answers of its siblings", until))
-        elif standing.enabled and standing.member not in memory.out and (why := _undecided(health)):
+        elif stays and (why := _undecided(health)):
             waiting = True
             notes.append(Note("unknown", f"{text}; {why}"))
         else:
@@ -386,6 +389,7 @@ def view(
     # one reason that needs no witness is enough
     waiting = waiting and not any(note.rule == "require" for note in notes)
     worse: dict[str, int] = {}
+    unsure = True
     for probe in standing.prefers:
         health, fate = healths.get(probe, NEVER), fates.get(lane(probe), Fate())
         bad = {State.DEGRADED: 1, State.DOWN: 2}.get(health.state, 0)
@@ -401,9 +405,14 @@ def view(
             notes.append(Note("load guard", f"{text}; {why}", guard.until))
         else:
             worse[probe.check] = bad
-            notes.append(Note("prefer", text))
+            why = _undecided(health) if stays else ""
+            unsure = unsure and bool(why)
+            notes.append(Note("unknown", f"{text}; {why}") if why else Note("prefer", text))
     held = _held(standing, healths, memory, now, notes)
-    return View(standing, tuple(failing), waiting, worse, held, tuple(notes), order, degraded)
+    unsure = unsure and bool(worse)
+    return View(
+        standing, tuple(failing), waiting, worse, unsure, held, tuple(notes), order, degraded
+    )  # fmt: skip
 
 
 def _held(
@@ -442,8 +451,10 @@ def _held(
 
 
 def _undecided(health: Health) -> str:
-    """Say why a probe that is down removes nobody who is still in: its newest look was no fail."""
+    """Say why a probe that is bad removes nobody who is still in: its newest look was not."""
     if health.last is None or health.last.verdict is Verdict.FAIL:
+        return ""
+    if health.last.verdict is Verdict.WARN and health.state is State.DEGRADED:
         return ""
     if _lost(health):
         return "now it cannot be looked at, so nothing moves"
@@ -593,7 +604,7 @@ def _prefer(round_: _Round) -> None:
     # of those equally bad, who is out stays out
     order = sorted(round_.views, key=lambda v: (-v.badness, v.standing.enabled, -v.order))
     for v in order:
-        if not v.badness or v.member not in round_.wanted or v.pinned:
+        if not v.badness or v.unsure or v.member not in round_.wanted or v.pinned:
             continue
         rest = [u for u in round_.views if u.member in round_.wanted and u is not v]
         better = any(u.badness < v.badness and u.standing.status is HostStatus.UP for u in rest)
