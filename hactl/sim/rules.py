@@ -88,8 +88,10 @@ class Watch(Watcher):
         override = standing.override
         if override is not None and override.kind == "pin" and cause != "maint":
             self._say(world, 4, member, f"{member} is pinned and was disabled ({cause})")
-        if cause not in BY_CHECKS or not standing.enabled or world.issued_before(action):
-            return  # nobody is removed who is out: the hook takes over from an operator
+        memory = engine.memories.get(member.service)
+        again = world.issued_before(action) or (memory is not None and member in memory.out)
+        if cause not in BY_CHECKS or not standing.enabled or again:
+            return  # nobody is removed who is out: relayd forgot it, or the hook takes over
         plan = world.cluster.plan.services[member.service]
         probes = (*standing.probes, *standing.prefers)
         newest = [world.verdicts.get(p, []) for p in probes]
