@@ -31,6 +31,7 @@ OK, NO, UNASKABLE = 0, 1, 3
 PARSING = 60.0  # seconds for `relayd -n`, which resolves names
 LOADED = 10.0  # seconds until a reload must have shown
 FILLED = 30.0  # seconds until pf's tables must be filled again
+LATE = 1.0  # seconds beyond relayd's interval in which pf must have what relayd shows
 PAUSE = 0.003  # seconds between two looks at what a reload did
 MARGIN = 0.1  # seconds beyond a check's timeout after which its result must be in
 
@@ -168,7 +169,7 @@ class Reload:
             text = "is empty" if seconds is None else f"was empty for {_ms(seconds)} at most"
             self._say(f"pf's table {name} {text}")
         self._say(f"polled twice, the second time after {_ms(polled - began)}")
-        return await self._prove(off, gone)
+        return await self._prove(conf, off, gone)
 
     async def _counts(self) -> Hosts:
         try:
@@ -187,12 +188,10 @@ class Reload:
             return
         old = reload_.shown(before)
         while loop.time() < end:
+            if _fallen(counts, await self._counts()):
+                return
             seen = await self._show()
-            if seen.services and (
-                reload_.disabled(seen) != off
-                or reload_.shown(seen) != old
-                or _fallen(counts, await self._counts())
-            ):
+            if seen.services and (reload_.disabled(seen) != off or reload_.shown(seen) != old):
                 return
             await asyncio.sleep(PAUSE)
         raise ReloadError(f"relayd has not loaded {self._file} within {span(LOADED)}; see its log")
@@ -239,12 +238,27 @@ class Reload:
                 await asyncio.sleep(PAUSE)
         return {name: None if name in empty else longest[name] for name in names}
 
-    async def _prove(self, off: Disabled, gone: Mapping[str, int]) -> int:
-        """Compare relayd with what it was before, and pf with relayd; return the exit code."""
+    async def _prove(self, conf: RelaydConf, off: Disabled, gone: Mapping[str, int]) -> int:
+        """Compare relayd with what it was before, and pf with relayd; return the exit code.
+
+        A host that comes up just now is in pf an interval later, so that much time is given.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + conf.interval + LATE
+        while wrong := await self._wrong(off, gone):
+            if loop.time() >= end:
+                break
+            await asyncio.sleep(PAUSE * 10)
+        for text in wrong:
+            self._say(f"wrong: {text}")
+        if not wrong:
+            self._say("pf has what relayd shows")
+        return NO if wrong else OK
+
+    async def _wrong(self, off: Disabled, gone: Mapping[str, int]) -> list[str]:
         seen = await self._show()
-        wrong: list[str] = []
         layout, now = reload_.shown(seen), reload_.disabled(seen)
-        wrong += [
+        wrong = [
             f"host {seat[2]} of {seat[0]} was disabled, and is not"
             for seat in off.hosts
             if seat in layout.hosts and seat not in now.hosts
@@ -253,17 +267,11 @@ class Reload:
         try:
             pf = await self._pfctl.read(names, None, wide=True)
         except PfError as error:
-            self._say(f"not proved: {error}")
-            return NO if wrong else OK
+            return [*wrong, f"not proved: {error}"]
         services = {name: ServicePlan(name) for name in names}
         everything = Plan(nodes=self._plan.nodes, services=services)
         differences = proof.compare(everything, seen, pf, {}, 0.0, {})
-        wrong += [f"{d.service}: {d.text}" for d in differences]
-        for text in wrong:
-            self._say(f"wrong: {text}")
-        if not wrong:
-            self._say("pf has what relayd shows")
-        return NO if wrong else OK
+        return wrong + [f"{d.service}: {d.text}" for d in differences]
 
 
 def _fallen(before: Hosts, after: Hosts) -> bool:

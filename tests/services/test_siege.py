@@ -189,6 +189,7 @@ class Siege:
             (3, self.order),
             (2, self.resume),
             (2, self.reload),
+            (2, self.safe_reload),
             (1, self.reload_and_disable),
             (1, self.broken_file),
             (2, self.restart),
@@ -269,6 +270,25 @@ class Siege:
         await self.emulator.reload()
         self.foreign.clear()
         return f"relayd reloads, {'' if self.shifted else 'not '}shifted"
+
+    async def safe_reload(self) -> str:
+        """Reload with hactl: whatever is disabled stays so, whoever did it."""
+        if self.rng.random() < 0.4:
+            self.shifted = not self.shifted
+            self.write()
+        off = {k for k, h in self.members().items() if h.disabled and k[0] in ("mx", "two")}
+        program = "from hactl.cli.main import main; main()"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program, "relayd-reload"),
+            *("-f", self.dir / "hactl.yaml", "-s", self.farm.socket, "--relayd", "/bin/true"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == 0, said.decode()
+        now = {k for k, h in self.members().items() if h.disabled and k[0] in ("mx", "two")}
+        assert self.foreign <= now, said.decode()
+        return f"hactl relayd-reload, {'' if self.shifted else 'not '}shifted, {len(off)} disabled"
 
     async def reload_and_disable(self) -> str:
         """Reload, and disable by hand what hactl had disabled, before hactl can look."""
