@@ -137,6 +137,17 @@ def test_a_fault_is_found_out_in_time_at_its_step(
     endure(watch, fault(faulty), expected, silent=silent, either=either)
 
 
+@pytest.mark.parametrize("name", ["scheduler", "control"])
+def test_what_hangs_behind_the_session_is_not_the_sessions_to_see(
+    faulty: Faulty, watch: Watch, name: str
+) -> None:
+    """Mail is accepted, and not delivered: that is what the types delivery and queue are for."""
+    with hung(name)(faulty):
+        for check in ALL:
+            watch.after(2, check)
+        watch.until(State.UP, limit=0)
+
+
 def test_a_filter_that_dies_takes_the_server_along(faulty: Faulty, watch: Watch) -> None:
     """The last test here."""
     watch.until(State.UP)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from msgspec import structs
 
@@ -11,6 +13,7 @@ from hactl.core.model import Verdict
 from tests.services.opensmtpd import Mail
 from tests.services.servers import speaks_tls
 from tests.services.test_opensmtpd import NAME, SHORT, summary
+from tests.services.watching import Watch, timed
 
 pytestmark = pytest.mark.service
 
@@ -64,6 +67,19 @@ def test_a_bad_certificate_is_told_exactly(mail: Mail, port: str, why: str) -> N
         result = mail.server.look(structs.replace(check, port=mail.ports[port]))
         assert summary(result) == (Verdict.FAIL, "tls", f"tls: {why}")
         assert "left_days" in result.measures
+
+
+def test_a_bad_certificate_is_found_out_in_time(mail: Mail) -> None:
+    """smtpd reads its certificates when it starts, so these were bad all the time."""
+    reasons = {
+        "expired": "tls: certificate expired 3 days ago, fine but for the date",
+        "other": f"tls: certificate is for mx1.example.org, not {GOOD}",
+    }
+    checks = {name: structs.replace(smtps(mail), port=mail.ports[name]) for name in reasons}
+    with Watch({name: timed(check, 1.0, 1.0) for name, check in checks.items()}) as watch:
+        since = time.monotonic()
+        for name, reason in reasons.items():
+            assert watch.down(name, since, silent=False).reason == reason
 
 
 def test_logs_in(mail: Mail) -> None:
