@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib.util
 import ipaddress
 import os
 import re
@@ -40,6 +41,7 @@ FILE_LIMIT = 1 << 20  # bytes
 DEPTH_LIMIT = 32  # the deepest that means anything is 5
 ALIAS_LIMIT = 10_000  # values that aliases may add: 1,000 services of ten values each
 HINT_LIMIT = 50  # searches for a similar word; they are what costs in a file full of errors
+AGENT_PORT = 8325
 SHORTEST = 0.01  # seconds; anything shorter is a slip, and a busy loop
 
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same marks, ten times as fast
@@ -164,6 +166,32 @@ def _address(text: str) -> str:
     return text
 
 
+def _entry(text: str) -> str:
+    return _matched(_ENTRY)(text)
+
+
+def _endpoint(text: str) -> str:
+    """Read `ADDRESS:PORT`, where an IPv6 address stands in brackets."""
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host[:1] + host[-1:] == "[]" else host
+    if not colon or (ipaddress.ip_address(bare).version == 6) is (bare == host):
+        raise ValueError
+    if not 1 <= _whole(port) <= 65535:
+        raise _RangeError("a port from 1 to 65535")
+    return text
+
+
+def _url(text: str) -> str:
+    """Read where an agent is; whoever is not on this machine needs TLS."""
+    match = re.fullmatch(r"(https?)://(.+)", text)
+    if match is None:
+        raise ValueError
+    place = _endpoint(match[2])
+    if match[1] == "http" and not is_loopback(place):
+        raise _RangeError("https, or http to a loopback address")
+    return text
+
+
 def _fast(text: str) -> Duration:
     value = Duration.parse(text)
     if 0 < value < SHORTEST:
@@ -189,6 +217,11 @@ def _pattern(pattern: str) -> dict[str, object]:
 _ENTRY = r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,63}"  # a key in nodes, checks, services
 _WORD = _Scalar("a word", "", "text", _word, {"type": "string", "pattern": r"^\S+$"})
 _ADDRESS = _Scalar("an IP address or a host name", "", "text", _address, {"type": "string"})
+_NODE = _Scalar('a name of letters, digits and "_.:@+-"', "", "text", _entry, _pattern(_ENTRY))
+_ENDPOINT = _Scalar(
+    "an address and a port", ' like "127.0.0.1:8325"', "any", _endpoint, {"type": "string"}
+)
+_URL = _Scalar("a URL", ' like "https://10.0.0.4:8325"', "text", _url, _pattern("https?://.*"))
 _SCALARS: Mapping[object, _Scalar] = {
     str: _Scalar("text", "", "text", _text, {"type": "string"}),
     bool: _Scalar("true or false", "", "boolean", _boolean, {"type": "boolean"}),
@@ -225,14 +258,43 @@ Count = Annotated[int, Meta(ge=1, le=1000)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Fast = Annotated[Duration, _FAST]
 Positive = Annotated[Duration, Meta(ge=SHORTEST)]
+OwnName = Annotated[str, _NODE]
+Endpoint = Annotated[str, _ENDPOINT]
+Url = Annotated[str, _URL]
 
 
 class Node(Struct, frozen=True):
-    """A mail server.  *relayd*: words by which relayd knows it besides its name and addresses."""
+    """A mail server.  *relayd*: words by which relayd knows it besides its name and addresses.
+
+    *agent*: its hactld can be asked, at its first address or there.
+    """
 
     addresses: tuple[Address, ...] = field(name="address")
     relayd: tuple[Word, ...] = ()
     weight: Count = 1
+    agent: bool | Url = False
+
+    def url(self) -> str | None:
+        """Return where its agent is, None if it has none."""
+        if not isinstance(self.agent, bool):
+            return self.agent
+        host = self.addresses[0]
+        return (
+            f"https://{f'[{host}]' if ':' in host else host}:{AGENT_PORT}" if self.agent else None
+        )
+
+
+class FromAgent(checks.Option, frozen=True, kw_only=True, tag="agent"):
+    """A check that the node's own hactld makes, by the same name; *kind*: the type it must be."""
+
+    kind: str | None = None
+
+    timing: ClassVar[checks.Timing] = checks.Timing(interval=5.0, timeout=3.0, fast=0.0)
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Yield a missing library."""
+        if importlib.util.find_spec("aiohttp") is None:
+            yield "from", "agents need aiohttp: pip install 'hactl[web]'"
 
 
 class Check(Struct, frozen=True):
@@ -303,10 +365,22 @@ class Control(Struct, frozen=True):
     mode: FileMode = FileMode(0o660)
 
 
+class Agent(Struct, frozen=True):
+    """Where this hactld tells what it found on its own node, and the directory of its keys.
+
+    *haproxy*: where it says so in the words of HAProxy's agent-check.
+    """
+
+    listen: Endpoint = f"0.0.0.0:{AGENT_PORT}"
+    keys: Path = Path("/etc/hactl/agent")
+    haproxy: Endpoint | None = None
+
+
 class Config(Struct, frozen=True):
     """The whole file, with every default filled in; *watch* maps nodes to checks.
 
-    *shared_fate* maps a check to those that fail with it.  Started by root, hactld becomes *user*;
+    *node*: this hactld is that node's agent; the node is then in *nodes*, and all checks are in
+    *watch*.  *shared_fate* maps a check to those that fail with it.  Started by root, hactld becomes *user*;
     *on_dead* is run when it does not stay alive.
     """
 
@@ -322,6 +396,8 @@ class Config(Struct, frozen=True):
     user: Word = "_hactl"
     on_dead: Command | None = None
     control: Control = field(default_factory=Control)
+    agent: Agent = field(default_factory=Agent)
+    node: OwnName | None = None
 
     def withdrawn(self) -> frozenset[str]:
         """Return the services whose hook has nothing to say while hactld is dead."""
@@ -594,6 +670,9 @@ def _specs(kind: type[Struct]) -> dict[str, _Spec]:
     return specs
 
 
+_FROM = {"from": _Spec("from", Literal["agent"], required=True)}
+
+
 def _common(option: type[checks.Option] | None = None) -> dict[str, _Spec]:
     """Return the keys that all checks have; what is required there has its default by type."""
     specs = {key: s._replace(required=False) for key, s in _specs(Check).items() if key != "option"}
@@ -861,12 +940,38 @@ class _Walker:
         if values is None or self.problems:
             return None
         values.pop("defaults", None)
-        config = _make(Config, values)
+        config = self.alone(_make(Config, values))
+        if self.problems:
+            return None
         control = self.top.get("control")
         if not isinstance(control, Map) or "path" not in control.entries:
             path = config.run_dir / "hactl.sock"
             config = structs.replace(config, control=structs.replace(config.control, path=path))
         return config
+
+    def alone(self, config: Config) -> Config:
+        """Fill in what an agent's file leaves out; say what does not go with agents."""
+        sources = {n for n, c in config.checks.items() if isinstance(c.option, FromAgent)}
+        asked = any(node.agent for node in config.nodes.values())
+        checks_ = self.top.get("checks")
+        for name in sorted(sources) if config.node is not None or not asked else ():
+            assert isinstance(checks_, Map)
+            text = "no node has an agent; say `agent: true` there"
+            if config.node is not None:
+                text = f"this is the agent of {config.node} itself; give it a type"
+            self.say(checks_.entries[name][1], f"checks.{_shown(name)}.from", text)
+        if config.node is None:
+            return config
+        place = self.top.entries["node"][1]
+        if config.services:
+            self.say(place, "node", "an agent has no services; leave out the one or the other")
+        if not config.checks:
+            self.say(place, "node", "an agent needs checks")
+        if importlib.util.find_spec("aiohttp") is None:
+            self.say(place, "node", "agents need aiohttp: pip install 'hactl[web]'")
+        own = {config.node: config.nodes.get(config.node, Node(("127.0.0.1",)))}
+        watch = {**config.watch, config.node: tuple(config.checks)}
+        return structs.replace(config, nodes=config.nodes | own, watch=watch)
 
     def share_names(self) -> None:
         """Nodes and services share one space of names, so that a command need not say which."""
@@ -943,17 +1048,22 @@ class _Walker:
     def check(self, tree: Map, path: str) -> object:
         """Read the common keys and, beside them, the options of the type."""
         own, tree = tree, self.under("check", tree)
-        option = self.option(tree, path)
+        option = FromAgent if "from" in tree.entries else self.option(tree, path)
         common = _common()
         if option is None:  # which keys belong to the type is not known
             known = {key: entry for key, entry in tree.entries.items() if key in common}
             self.fields(common, structs.replace(tree, entries=known), path)
             return _BAD
-        options = _specs(option)
+        options = _specs(option) if option is not FromAgent else _FROM
         values = self.fields({"type": _Spec("type", str)} | common | options, tree, path)
-        if values is None:
+        if values is None or (option is FromAgent and "type" in tree.entries
+                              and self.option(tree, path) is None):  # fmt: skip
             return _BAD
-        del values["type"]
+        if option is FromAgent:
+            values["kind"] = values.get("type")
+            options = _specs(option)
+        for key in ("type", "from"):
+            values.pop(key, None)
         made = _make(
             option, {s.name: values.pop(s.name) for s in options.values() if s.name in values}
         )
@@ -966,7 +1076,10 @@ class _Walker:
         for key in ("hedge", "tripwire"):
             given = own.get(key)
             if given is not None and getattr(check, key):
-                text = f"type {made.__struct_config__.tag} has none; it is no conversation over TCP"
+                tag = made.__struct_config__.tag
+                text = f"type {tag} has none; it is no conversation over TCP"
+                if option is FromAgent:
+                    text = "what comes from an agent has none"
                 self.say(given, f"{path}.{key}", text)
         return structs.replace(check, hedge=Duration(0), tripwire=False)
 
@@ -1127,6 +1240,17 @@ def is_address(text: str) -> bool:
     return True
 
 
+def endpoint(text: str) -> tuple[str, int]:
+    """Take `ADDRESS:PORT` apart."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(place: str) -> bool:
+    """Tell whether what listens at `ADDRESS:PORT` is heard on this machine alone."""
+    return ipaddress.ip_address(endpoint(place)[0]).is_loopback
+
+
 def show(config: Config) -> str:
     """Return the effective configuration as YAML; reading it again gives an equal one."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
@@ -1136,6 +1260,10 @@ def _plain(value: object) -> object:
     """Return *value* as the file would hold it."""
     if isinstance(value, Check):
         option = {"type": value.option.__struct_config__.tag} | _keys(value.option)
+        if isinstance(value.option, FromAgent):
+            option = {"from": "agent"}
+            if value.option.kind is not None:
+                option["type"] = value.option.kind
         rest = _keys(value)
         del rest["option"]
         return option | rest
@@ -1192,10 +1320,16 @@ def _check_schema(name: str) -> dict[str, object]:
     return _object(specs, type={"const": name})
 
 
+def _from_schema() -> dict[str, object]:
+    """Return the schema of a check that a node's own hactld makes."""
+    specs = {"from": _FROM["from"], "type": _Spec("type", str)} | _common(FromAgent)
+    return _object(specs, type={"enum": checks.names()})
+
+
 def _schema(kind: object) -> dict[str, object]:
     """Return the schema of a type, as `_Walker.value` reads it."""
     if kind is Check:
-        return {"oneOf": [_check_schema(name) for name in checks.names()]}
+        return {"oneOf": [*(_check_schema(name) for name in checks.names()), _from_schema()]}
     members = _members(kind)
     if len(members) > 1:
         return {"anyOf": [_schema(member) for member in members]}

@@ -56,9 +56,8 @@ services: {mx0-smtp: {require: [smtp]}}
 
 def test_the_example_shows_every_check_type_and_loads() -> None:
     example = config.load(EXAMPLE)
-    assert sorted({type(c.option).__module__ for c in example.checks.values()}) == [
-        f"checks.{name}" for name in checks.names()
-    ]
+    shown = {type(c.option).__module__ for c in example.checks.values()}
+    assert shown == {"hactl.config", *(f"checks.{name}" for name in checks.names())}
     assert {"mx0-smtp", "mx1-smtp"} <= example.services.keys()
 
 
@@ -69,7 +68,7 @@ def test_every_key_and_its_default_stand_in_the_example() -> None:
     properties = config.schema()["properties"]
     assert isinstance(properties, dict)
     assert properties.keys() <= keys
-    for kind in (Node, Check, Service, config.Relayd, Control):
+    for kind in (Node, Check, Service, config.Relayd, Control, config.Agent):
         assert config._specs(kind).keys() - {"option"} <= keys
     for name in checks.names():
         assert config._specs(checks.load(name)).keys() <= keys
@@ -91,6 +90,60 @@ def test_options_stand_beside_the_common_keys() -> None:
     assert config.parse(text, "f").checks["imap"] == Check(
         Tcp(port=143), *DIALOGUE, fall=5, at="mx1"
     )
+
+
+def test_what_comes_from_an_agent_has_times_and_limits() -> None:
+    text = MODE + (
+        "nodes: {mx0: {address: 10.0.0.4, agent: true}, mx1: {address: '::1', agent: true},\n"
+        "  mx2: {address: 10.0.0.6, agent: 'https://10.0.0.7:1'}, mx3: 10.0.0.8}\n"
+        "checks: {nfs: {from: agent}, queue: {from: agent, type: queue, interval: 10s}}"
+    )
+    parsed = config.parse(text, "f")
+    assert [node.url() for node in parsed.nodes.values()] == [
+        "https://10.0.0.4:8325", "https://[::1]:8325", "https://10.0.0.7:1", None,
+    ]  # fmt: skip
+    times = (Duration(5), Duration(3), Duration(0), Duration(0))
+    assert parsed.checks["nfs"] == Check(config.FromAgent(), *times)
+    assert parsed.checks["queue"].option == config.FromAgent(kind="queue")
+    assert config.parse(config.show(parsed), "f") == parsed
+
+
+def test_the_file_of_an_agent_has_its_node_and_looks_with_everything() -> None:
+    text = MODE + "node: mx0\nchecks: {smtp: {type: smtp}, web: {type: tcp, port: 80}}"
+    parsed = config.parse(text, "f")
+    assert parsed.nodes == {"mx0": Node(("127.0.0.1",))}
+    assert parsed.watch == {"mx0": ("smtp", "web")}
+    other = config.parse(text + "\nnodes: {mx0: 10.0.0.4}", "f")
+    assert other.nodes == {"mx0": Node(("10.0.0.4",))}
+    assert config.parse(config.show(parsed), "f") == parsed
+
+
+AGENT = MODE + "nodes: {mx0: {address: 10.0.0.4, agent: true}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MODE + "checks: {a: {from: agent}}", "2:13: checks.a.from: no node has an agent"),
+        (AGENT + "checks: {a: {from: here}}", "3:20: checks.a.from: expected agent"),
+        (AGENT + "checks: {a: {from: agent, port: 1}}", "3:27: checks.a.port: unknown key"),
+        (AGENT + "checks: {a: {from: agent, type: smpt}}", '"smpt"; did you mean "smtp"?'),
+        (AGENT + "checks: {a: {from: agent, hedge: 1s}}", "what comes from an agent has none"),
+        (AGENT + "node: mx0\nchecks: {a: {from: agent}}", "this is the agent of mx0 itself"),
+        (MODE + "node: mx0", "2:7: node: an agent needs checks"),
+        (MODE + "node: a b\nchecks: {a: {type: smtp}}", "2:7: node: expected a name of letters"),
+        (
+            AGENT + "node: mx0\nchecks: {a: {type: smtp}}\nservices: {s: {require: [a]}}",
+            "3:7: node: an agent has no services",
+        ),
+        (MODE + "agent: {listen: ':1'}", "agent.listen: expected an address and a port"),
+        (MODE + "agent: {listen: '::1:1'}", "agent.listen: expected an address and a port"),
+        (MODE + "agent: {haproxy: 127.0.0.1:65536}", "expected a port from 1 to 65535"),
+        (MODE + "nodes: {a: {address: 1.1.1.1, agent: 'http://1.1.1.1:1'}}", "nodes.a.agent: "),
+    ],
+)
+def test_what_agents_cannot_be(text: str, message: str) -> None:
+    assert any(message in line for line in wrong(text)), wrong(text)
 
 
 def test_a_short_interval_shortens_the_defaults_that_would_not_fit() -> None:
@@ -392,7 +445,7 @@ def test_contradicting_options_are_said_at_the_option() -> None:
         ("mode: relay", ['1:7: mode: expected relayctl, hook or observe (got "relay")']),
         ("mode:", ["1:6: mode: expected relayctl, hook or observe (got nothing)"]),
         (MODE + "---\n" + MODE, ["2:1: a second document starts here; write one"]),
-        (MODE + "node: {}", ['2:1: node: unknown key; did you mean "nodes"?']),
+        (MODE + "nods: {}", ['2:1: nods: unknown key; did you mean "nodes"?']),
         (MODE + "web: {}", ["2:1: web: unknown key"]),
         (MODE + "mode: observe", ['2:1: "mode" is given twice (first on line 1)']),
         (MODE + "nodes:\n\tmx0: 1.1.1.1", ["3:1: a tab cannot indent; use spaces"]),

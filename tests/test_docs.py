@@ -138,6 +138,9 @@ def objects(schema: object, title: str = "KEYS") -> Iterator[tuple[str, dict[str
     properties = schema.get("properties")
     if properties is None:
         return
+    if title == "checks" and "from" in properties:
+        yield title, {"from": {}}
+        return
     if title == "checks":
         name = properties["type"]["const"]
         common = config._common().keys()

@@ -302,6 +302,37 @@ _libexec = click.option(
 
 
 @main.group()
+def agent() -> None:
+    """Make keys, and trust those of others, so that balancers can ask nodes' hactlds."""
+
+
+_keys = click.option("--keys", metavar="DIR", help="Where keys are, in place of hactl.yaml's word.")
+
+
+@agent.command("keygen")
+@click.option("--name", help="Whose key it is: the node, or this machine's name.")
+@_keys
+@_file
+def agent_keygen(name: str | None, keys: str | None, file: str) -> None:
+    """Make this machine's key, and the certificate that the other side is to trust."""
+    from hactl.cli import agent as agent_
+
+    _done(agent_.keygen(name, keys, file))
+
+
+@agent.command("trust")
+@click.argument("certificate", metavar="FILE")
+@click.option("--name", help="Whose it is, if it names another.")
+@_keys
+@_file
+def agent_trust(certificate: str, name: str | None, keys: str | None, file: str) -> None:
+    """Trust the certificate in FILE: on a balancer a node's, on a node a balancer's."""
+    from hactl.cli import agent as agent_
+
+    _done(agent_.trust(certificate, name, keys, file))
+
+
+@main.group()
 def hook() -> None:
     """Manage the links by which relayd's check script asks hactl."""
 

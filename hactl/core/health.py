@@ -72,13 +72,14 @@ class Health(Struct, frozen=True):
 def step(health: Health, checked: Checked, rule: Rule) -> Health:
     """Return the health after one more result; *health* itself is never changed.
 
-    A sample with the time stamp of the one before is no result.
+    A sample with the time stamp of the one before is no result, whatever came between.
     """
     if checked.stamp is not None and checked.stamp == health.stamp:
         return health
     result, levels = limited(checked.result, health.levels, rule.limits)
     if result.verdict is Verdict.UNKNOWN:
-        return replace(health, last=result, stamp=checked.stamp)
+        stamp = health.stamp if checked.stamp is None else checked.stamp
+        return replace(health, last=result, stamp=stamp)
     if result.verdict is Verdict.OK and health.state is State.UP and not health.streak:
         calm = health.calm + 1 if health.count else 0  # the common case, made cheap
         return Health(

@@ -18,6 +18,8 @@ from msgspec.structs import replace
 
 import hactl
 from hactl import config as config_
+from hactl.agent.fetch import Agents
+from hactl.agent.serve import Findings, Serving
 from hactl.config import Config, ConfigError
 from hactl.core import explain
 from hactl.core.engine import CYCLE, Engine, Event
@@ -71,7 +73,10 @@ class Daemon:
         self._statuses: tuple[tuple[str, str], ...] = ()  # of services, as of the last wide look
         self._paused = float("-inf")  # until then relayd is another's, who reloads it
         self._epoch = config.run_dir / "epoch"
-        self._runner = Runner(self._due, self._feed, self._suspect)
+        self._agents = Agents()
+        self._runner = Runner(self._due, self._feed, self._suspect, self._agents.look)
+        self._findings: Findings | None = None  # what we tell as the agent of our own node
+        self._serving: Serving | None = None
         self._control = Control(listening, self._handle)
         self._notes: list[str] = []  # what was wrong at load, shown until the next one
         self._trouble = ""  # what relayctl last refused
@@ -136,6 +141,9 @@ class Daemon:
             if self._proving is not None:
                 self._proving.cancel()
             self._runner.stop()
+            await self._agents.close()
+            if self._serving is not None:
+                await self._serving.stop()
             await self._control.stop()
             self._store.close()
         log.info("hactld stopped")
@@ -186,6 +194,32 @@ class Daemon:
         services = self._config.services.items()
         self._notes += self._verdicts.keep({n for n, s in services if s.mode != "relayctl"})
         self._notes += self._verdicts.held({n for n, s in services if s.mode == "observe"})
+        self._notes += await self._connect()
+        if self._config.node is None:
+            await self._learn()
+        else:
+            self._engine.blind = ""  # an agent has no relayd
+        for note in self._notes:
+            log.warning("%s", note)
+
+    async def _connect(self) -> list[str]:
+        """Ask and answer as the configuration says; return what cannot be."""
+        config = self._config
+        notes = self._agents.configure(config.nodes, config.checks, config.agent.keys)
+        if self._serving is not None:
+            await self._serving.stop()
+            self._serving = None
+        if config.node is None:
+            self._findings = None
+            return notes
+        if self._findings is None or self._findings.node != config.node:
+            self._findings = Findings(config.node, self._loop.time, config.checks)
+        self._findings.configure(config.checks)
+        self._serving = Serving(self._findings)
+        return notes + await self._serving.start(config.agent)
+
+    async def _learn(self) -> None:
+        """Read relayd.conf."""
         path = self._config.relayd.conf
         try:
             conf = await self._helped.conf(path) if self._helped else conf_.read(path)
@@ -197,8 +231,6 @@ class Daemon:
         else:
             self._engine.facts = plan_.facts(conf)
             self._notes += plan_.mismatches(self._config, conf)
-        for note in self._notes:
-            log.warning("%s", note)
 
     # Looking
 
@@ -214,6 +246,9 @@ class Daemon:
         log.debug("%s %s", checked.probe, checked.result)
         if self._engine.feed(checked):
             self._wake.set()
+        health = self._engine.healths.get(checked.probe)
+        if self._findings and checked.probe.node == self._findings.node and health:
+            self._findings.feed(checked, health)
         failed = checked.result.verdict == "fail"
         if failed and (moment := self._engine.planned(checked.probe)) is not None:
             self._runner.confirm(moment)
@@ -228,7 +263,7 @@ class Daemon:
         planned = self._loop.time()
         while not self._stopping:
             self._wake.clear()
-            if self._loop.time() >= self._paused:
+            if self._loop.time() >= self._paused and self._config.node is None:
                 await self._cycle()
                 self._look_behind()
             now = self._loop.time()
@@ -443,6 +478,7 @@ class Daemon:
             alerts.append(f"the store cannot be written: {self._store.problem}")
         if self._marker.problem:
             alerts.append(f"the marker of own disables cannot be written: {self._marker.problem}")
+        alerts += self._agents.alerts()
         counts = self._counts | self._runner.tally()
         return explain.snapshot(self._engine, self._loop.time(), hactl.__version__, alerts, counts)
 

@@ -11,7 +11,7 @@ from functools import partial
 from checks import Probed, Spoken, Target
 from checks._tasks import Look, Tasks
 from checks._wire import Conversation, Tripwire, Wire
-from hactl.config import Check
+from hactl.config import Check, FromAgent
 from hactl.core.model import Checked, Probe, Result, Verdict, unknown
 from hactl.core.schedule import BLINK, SLOT, own_lag
 
@@ -25,7 +25,7 @@ class Runner:
     """Starts looks in slots and measures its own lag in each of them.
 
     *due* is asked in every slot, with its time, for the probes to look at; *feed* gets the results;
-    *suspect* hears of a probe whose tripwire was cut.
+    *suspect* hears of a probe whose tripwire was cut; *ask* makes the looks that agents answer.
     """
 
     def __init__(
@@ -33,11 +33,13 @@ class Runner:
         due: Callable[[float], list[Probe]],
         feed: Callable[[Checked], None],
         suspect: Callable[[Probe], None] = lambda probe: None,
+        ask: Callable[[Probe, Check, Callable[[Checked], None]], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._due = due
         self._feed = feed
         self._suspect = suspect
+        self._ask = ask
         self._strung: dict[Probe, Tripwire] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         free = 2 * MOST if soft == resource.RLIM_INFINITY else max(32, soft - RESERVE)
@@ -76,9 +78,13 @@ class Runner:
                 failed.append(f"{name}: cannot be resolved: {error or 'no answer in 5s'}")
         return failed
 
-    def look(self, probe: Probe, done: Callable[[Checked], None]) -> Conversation | Look:
+    def look(self, probe: Probe, done: Callable[[Checked], None]) -> Conversation | Look | None:
         """Look once at *probe*; *done* gets the result."""
         check = self._checks[probe.check]
+        if isinstance(check.option, FromAgent):
+            assert self._ask is not None
+            self._ask(probe, check, done)
+            return None
         address = self._addresses.get(probe.address, probe.address)
 
         def finished(result: Result, began: float, ended: float) -> None:

@@ -99,6 +99,8 @@ def test_a_sample_counts_once() -> None:
     once = step(health, sample, RULE)
     assert step(once, sample, RULE) is once
     assert once.streak == 1
+    silent = Checked(PROBE, 6.0, 6.0, OF["u"])
+    assert step(step(once, silent, RULE), sample, RULE).streak == 1
 
 
 def test_a_down_probe_remembers_when_it_answered_again() -> None:

@@ -1,0 +1,66 @@
+"""Keys: who is trusted, and for whom."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from hactl.agent import keys
+from hactl.agent.keys import KeysError
+
+
+def test_a_key_is_private_and_never_replaced(tmp_path: Path) -> None:
+    digest = keys.keygen(tmp_path / "keys", "mx0")
+    cert, key = keys.own(tmp_path / "keys")
+    assert keys.fingerprint(cert) == digest
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    before = key.read_bytes()
+    with pytest.raises(KeysError, match="is there already"):
+        keys.keygen(tmp_path / "keys", "mx0")
+    assert key.read_bytes() == before
+    assert not list((tmp_path / "keys").glob(".new*"))
+
+
+def test_a_certificate_is_trusted_as_whom_it_names(tmp_path: Path) -> None:
+    node, lb = tmp_path / "node", tmp_path / "lb"
+    digest = keys.keygen(node, "mx0")
+    assert keys.trust(lb, keys.own(node)[0]) == ("mx0", digest)
+    assert keys.trust(lb, keys.own(node)[0]) == ("mx0", digest)
+    assert list(keys.trusted(lb)) == ["mx0"]
+
+
+def test_another_key_of_a_known_name_and_another_name_of_a_known_key_are_refused(
+    tmp_path: Path,
+) -> None:
+    lb = tmp_path / "lb"
+    for place, name in (("a", "mx0"), ("b", "mx0"), ("c", "mx1")):
+        keys.keygen(tmp_path / place, name)
+    keys.trust(lb, keys.own(tmp_path / "a")[0])
+    with pytest.raises(KeysError, match="mx0 has another certificate"):
+        keys.trust(lb, keys.own(tmp_path / "b")[0])
+    with pytest.raises(KeysError, match="certificate of mx0 already"):
+        keys.trust(lb, keys.own(tmp_path / "a")[0], "mx1")
+    assert list(keys.trusted(lb)) == ["mx0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected one certificate in PEM .got none."),
+        ("-----BEGIN EC PRIVATE KEY-----\nx\n", "holds a private key"),
+        ("-----BEGIN CERTIFICATE-----\nÄ!\n-----END CERTIFICATE-----\n", "not a cert|names nobody|x509"),
+    ],
+)  # fmt: skip
+def test_what_is_no_certificate_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "file"
+    file.write_text(text)
+    with pytest.raises(KeysError, match=says):
+        keys.trust(tmp_path / "lb", file)
+
+
+@pytest.mark.parametrize("name", ["../mx0", "", "a b", "-x", "x" * 70])
+def test_a_name_that_no_node_could_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(KeysError, match="no name"):
+        keys.keygen(tmp_path, name)
