@@ -18,6 +18,7 @@ import selectors
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +29,14 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import NamedTuple
 
+from hactl.daemon import log as log_
+from hactl.daemon import privilege
 from hactl.daemon.privilege import Account
 from hactl.relayd import conf as conf_
 
 log = logging.getLogger("hactld")
 
+TOLD = "HACTLD_HELPER"  # in the environment: what the helper is told, and that it is one
 LINE = 256  # bytes of a request
 LIMIT = 16 << 20  # bytes of output
 REAP = 1.0  # seconds a killed program may take to go
@@ -407,6 +411,48 @@ class Helper:
             said = answer.code if answer.end is End.ENDED else answer.end
             log.error("on_dead: %s: %s", self._kept.on_dead[0], said)
         return 1
+
+
+def main(told: str) -> int:
+    """Be the helper, as the configuration says that root loaded; return the exit code."""
+    settings = json.loads(told)
+    log_.begin(foreground=settings["foreground"], verbose=settings["verbose"])
+    for name in ("listening", "lock", "told"):
+        if settings[name] is not None:
+            os.set_inheritable(settings[name], False)
+    programs, conf, timeout = settings["duty"]
+    down, services = Path(settings["down"]), settings["withdrawn"]
+
+    def stale() -> None:
+        if services:
+            from hactl.relayd import hook  # much to load for what is hardly ever needed
+
+            hook.withdraw(down, services)
+
+    threading.excepthook = _broken
+    privilege.settle()
+    privilege.pledge(privilege.HELPER_PROMISES)
+    kept = Kept(
+        settings["command"],
+        settings["listening"],
+        settings["lock"],
+        Account(*settings["account"]),
+        stale,
+        settings["on_dead"],
+    )
+    try:
+        helper = Helper(Duty(programs, Path(conf), timeout), kept)
+        return helper.run(lambda: log_.leave(settings["told"]))
+    except OSError as error:
+        print(f"hactld: {error}", file=sys.stderr)
+        return 1
+    finally:
+        Path(settings["control"]).unlink(missing_ok=True)
+
+
+def _broken(fault: threading.ExceptHookArgs) -> None:
+    """Say in a line that a lane broke: hactld then ends, and is started again."""
+    log.error("helper: %r", fault.exc_value)
 
 
 def _how(code: int) -> str:

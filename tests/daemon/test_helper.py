@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -399,6 +400,14 @@ control: {mode: "0600"}
     assert (kept.control.path, kept.control.mode) == (first.control.path, 0o600)
     assert kept.relayd == replace(first.relayd, kill_states=True)
     assert kept.mode == "relayctl"
+
+
+def test_what_stays_root_loads_nothing_that_reads_yaml_or_the_network() -> None:
+    code = "import sys, hactl.daemon.main; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.split())
+    assert loaded & {"yaml", "asyncio", "ssl", "checks", "hactl.config", "sqlite3"} == set()
+    assert "hactl.daemon.helper" in loaded
 
 
 # relayd.conf
