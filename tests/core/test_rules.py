@@ -72,6 +72,7 @@ quickly = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+fewer = settings(quickly, max_examples=max(1, quickly.max_examples // 2))
 
 
 class Watched(World):
@@ -345,7 +346,7 @@ def test_rule_5_what_is_needed_is_done_in_one_cycle_or_says_what_it_waits_for(
 HUNG = [Event(0.3, "smtp silent", "A"), Event(0.3, "nfs silent", "B")]
 
 
-@quickly
+@fewer
 @example(THREE, HUNG)
 @given(WORLDS, HISTORY)
 def test_rule_7_no_probe_waits_for_one_that_hangs(tables: Tables, history: list[Event]) -> None:
@@ -359,7 +360,7 @@ def test_rule_7_no_probe_waits_for_one_that_hangs(tables: Tables, history: list[
             assert max(gaps, default=0.0) <= world.rule.interval + SLOT, f"{probe} had to wait"
 
 
-@quickly
+@fewer
 @example(PAIR, [Event(0.3, "smtp unknown", "A")])
 @given(WORLDS, HISTORY)
 def test_rule_8_nothing_is_claimed_that_was_not_measured(
