@@ -60,8 +60,8 @@ def bound(check: Check, *, silent: bool) -> float:
 class Watch:
     """Looks at *checks* until it is left; tells what becomes of them."""
 
-    def __init__(self, checks: Mapping[str, Check]) -> None:
-        node = {NODE: Node((HOST,))}
+    def __init__(self, checks: Mapping[str, Check], host: str = HOST) -> None:
+        node = {NODE: Node((host,))}
         self.config = Config("observe", node, dict(checks), watch={NODE: tuple(checks)})
         self._news = threading.Condition()
         self._healths: dict[str, Health] = {}
