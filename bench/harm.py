@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,15 +29,17 @@ from msgspec import structs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from checks import Spoken, Target
+from checks import Probed, Spoken, Target, delivery
+from checks._tasks import Tasks
 from checks._wire import Wire
 from checks.clamd import Clamd
+from checks.delivery import Delivery
 from checks.smtp import Smtp
 from checks.spamd import Spamd
 from checks.tcp import Tcp
 from hactl.core.model import Result, Verdict
 from hactl.core.units import Duration
-from tests.services import clamd, dovecot, opensmtpd, postfix, spamd
+from tests.services import clamd, dovecot, opensmtpd, postfix, relay, spamd
 from tests.services.servers import HOST, Server
 
 LIMIT = 30.0  # seconds of a look
@@ -47,7 +50,7 @@ class Bed(NamedTuple):
     """A server and the probes that look at it."""
 
     server: Server
-    probes: Mapping[str, Spoken]
+    probes: Mapping[str, Spoken | Probed]
 
 
 @contextmanager
@@ -61,6 +64,14 @@ def opensmtpd_bed(directory: Path) -> Iterator[Bed]:
         probes["smtp, starttls"] = faulty.checks["starttls"]
         probes["smtp, login"] = faulty.checks["submission"]
         yield Bed(faulty.server, probes)
+
+
+@contextmanager
+def relay_bed(directory: Path) -> Iterator[Bed]:
+    """Run OpenSMTPD that delivers into a Maildir."""
+    for found in relay.run(directory):
+        way = Delivery(port=found.plain, mail_to="probe@example.org", maildir=found.maildir)
+        yield Bed(found.server, {"queue": found.queue, "delivery": way})
 
 
 @contextmanager
@@ -110,6 +121,7 @@ def clamd_bed(directory: Path) -> Iterator[Bed]:
 
 BEDS: dict[str, Callable[[Path], Any]] = {
     "OpenSMTPD": opensmtpd_bed,
+    "OpenSMTPD, its queue": relay_bed,
     "Postfix": postfix_bed,
     "Dovecot": dovecot_bed,
     "spamd": spamd_bed,
@@ -151,7 +163,7 @@ class Looks(NamedTuple):
     seconds: list[float]
 
 
-async def look(check: Spoken, count: int) -> Looks:
+async def look(check: Spoken | Probed, count: int) -> Looks:
     """Look *count* times, one after another.  Raise RuntimeError at one that is not ok."""
     loop = asyncio.get_running_loop()
     opened: list[int] = []
@@ -161,15 +173,21 @@ async def look(check: Spoken, count: int) -> Looks:
         return socket.socket(family, kind)
 
     wire = Wire(loop, cap=4, excuse=lambda _began: None, make_socket=make)
+    tasks = Tasks(loop, cap=4, excuse=lambda _began: None)
     seconds: list[float] = []
     memory: dict[str, float] = {}
     for _ in range(count):
         ended: asyncio.Future[Result] = loop.create_future()
         target = Target(opensmtpd.NAME, HOST, time.time(), memory)
         began = loop.time()
-        wire.start(
-            *check.where(HOST), check.talk(target), LIMIT, lambda r, *_t, e=ended: e.set_result(r)
-        )
+
+        def done(result: Result, *_: object, e: asyncio.Future[Result] = ended) -> None:
+            e.set_result(result)
+
+        if isinstance(check, Spoken):
+            wire.start(*check.where(HOST), check.talk(target), LIMIT, done)
+        else:
+            tasks.start(None, partial(check.probe, target), LIMIT, done)
         result = await ended
         seconds.append(loop.time() - began)
         if result.verdict is not Verdict.OK:
@@ -185,10 +203,13 @@ def measure(bed: Bed, name: str, count: int) -> dict[str, Any]:
     spent = cpu(server)
     looks = asyncio.run(look(check, count))
     after = settled(server)
+    sessions = looks.sockets  # of a coroutine the server knows
+    if isinstance(check, Probed):
+        sessions = after.count("smtp connected") - log.count("smtp connected")
     return {
         "probe": name,
         "looks": count,
-        "sessions": looks.sockets / count,
+        "sessions": sessions / count,
         "log_lines": (after.count("\n") - log.count("\n")) / count,
         "cpu_ms": 1000 * (cpu(server) - spent) / count,
         "took_ms": 1000 * statistics.median(looks.seconds),
@@ -216,6 +237,7 @@ def main() -> None:
     parser.add_argument("--looks", type=int, default=100, help="by each probe [100]")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
+    delivery.RATE = 0.0  # one look after another
     rows = [row for name in options.servers for row in found(name, options.looks)]
     if options.json:
         print(json.dumps({"rows": rows}, indent=1))

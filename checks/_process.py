@@ -89,7 +89,9 @@ async def run(
             if whole:
                 await asyncio.wait([child.shut], timeout=LINGER)
         finally:
-            transport.close()
+            transport.close()  # kills what is still there: we are cancelled again, as all ends
+            if not child.exited.done():
+                await asyncio.wait([child.exited], timeout=LINGER)
     if child.problem is not None:
         raise child.problem
     code = transport.get_returncode()

@@ -175,6 +175,8 @@ async def look(option: Probed, target: Target, limit: float) -> Result:
     try:
         return await answer
     finally:
-        while tasks.live:  # again for one that clings to life
+        for _ in range(2):  # again for one that clings to life
             tasks.close()
+            await asyncio.sleep(0.001)
+        while tasks.live:  # noqa: ASYNC110 - they end without a word
             await asyncio.sleep(0.001)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 BENCH = Path(__file__).parents[1] / "bench"
-PROGRAMS = ("cost", "detect", "farm", "harm", "hook", "peers", "scale", "types")
+PROGRAMS = ("cluster", "cost", "detect", "farm", "harm", "hook", "peers", "scale", "types")
 
 
 def run(script: str, *arguments: str) -> str:
