@@ -46,7 +46,7 @@ class Queue(Probed, frozen=True, kw_only=True, tag="queue"):
     stuck_after: Duration = Duration(3600)
     most: int = 100_000
 
-    timing: ClassVar[Timing] = Timing(interval=10.0, timeout=5.0, fast=0.0)
+    timing: ClassVar[Timing] = Timing(interval=10.0, timeout=10.0, fast=0.0)
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """Yield what is no command, and no number of messages."""
