@@ -419,6 +419,8 @@ class Engine:
 
     def counted(self, totals: Mapping[int, int], at: float, now: float) -> None:
         """Take the checks that relayd made so far, by host id, as asked for at the time *at*."""
+        if self._signs is not None and at < self._signs.at:
+            return  # it was overtaken
         before, self._signs = self._signs, Signs(at, totals)
         if before is None:
             return

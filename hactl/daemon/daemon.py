@@ -277,6 +277,7 @@ class Daemon:
         """Compare relayd with what should be, and act until they agree or something fails."""
         self._counts["cycles"] += 1
         tried: set[tuple[str, ...]] = set()
+        counted = False
         well = True
         while True:
             self._engine.socket(self._socket_identity(), self._loop.time())
@@ -297,6 +298,10 @@ class Daemon:
                 if well:
                     self._trouble = ""
                 break
+            if action.verb is Verb.ENABLE and not counted:
+                counted = True  # what looks like our disable may be another's since a load
+                if await self._count():
+                    continue
             tried.add(action.words())
             self._prove_at = self._wide_at = float("-inf")
             answer = await self._act(action)
@@ -365,12 +370,8 @@ class Daemon:
 
     async def _prove(self) -> None:
         engine, asked = self._engine, self._loop.time()
-        with suppress(RelayctlError):  # the cycle itself says what is wrong with relayctl
-            totals = _totals(await self._relayctl.show_hosts())
-            loads = engine.reloads
-            engine.counted(totals, asked, self._loop.time())
-            if engine.reloads != loads:
-                self._wake.set()
+        if await self._count():
+            self._wake.set()
         names = [name for name in engine.redirects() if usable(name)]
         if not names or engine.blind or (engine.proof.blind and asked < self._wide_at):
             return
@@ -388,6 +389,14 @@ class Daemon:
             engine.proved(pf, self._loop.time())
             await self._clean()
         self._report()
+
+    async def _count(self) -> bool:
+        """Read relayd's counts of checks; return whether they tell of a load."""
+        asked, loads = self._loop.time(), self._engine.reloads
+        with suppress(RelayctlError):  # the cycle itself says what is wrong with relayctl
+            totals = _totals(await self._relayctl.show_hosts())
+            self._engine.counted(totals, asked, self._loop.time())
+        return self._engine.reloads != loads
 
     async def _clean(self) -> None:
         """Have pf forget what leads to hosts that we removed."""

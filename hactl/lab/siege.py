@@ -335,7 +335,7 @@ class Cluster:
     # hactld, as hactl.daemon.daemon does it
 
     def _cycle(self) -> None:
-        engine, tried = self.engine, set[tuple[str, ...]]()
+        engine, tried, counted = self.engine, set[tuple[str, ...]](), False
         while True:
             engine.socket(self.boots, self.now)
             model = self.model
@@ -350,6 +350,10 @@ class Cluster:
             action = next((a for a in engine.actions(self.now) if a.words() not in tried), None)
             if action is None:
                 break
+            if action.verb is Verb.ENABLE and not counted:
+                counted = True
+                if self._count(model):
+                    continue
             tried.add(action.words())
             answered = self._act(action)
             if action.verb is Verb.POLL or not answered:
@@ -441,16 +445,22 @@ class Cluster:
         self._relayd()
         return not fate
 
-    def _prove(self) -> None:
-        model = self.model
-        if model is None or self.now < self.mute_until:
-            return
+    def _count(self, model: Model) -> bool:
+        """Read relayd's counts of checks; return whether they tell of a load."""
+        loads = self.engine.reloads
         totals = {  # as `show hosts` counts them
             host.conf.id: host.checks
             for host in hosts(model).values()
             if host.conf.parent is None and not host.disabled
         }
         self.engine.counted(totals, self.now, self.now)
+        return self.engine.reloads != loads
+
+    def _prove(self) -> None:
+        model = self.model
+        if model is None or self.now < self.mute_until:
+            return
+        self._count(model)
         names = self.engine.redirects()
         tables = {name: self.pf.tables.get(name, ()) for name in names}
         self.engine.proved(
