@@ -1,0 +1,227 @@
+"""The nfs check on mounts that hang in the kernel, break, fill up and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from checks import Target, _mount
+from checks._tasks import look
+from checks.nfs import Nfs
+from checks.tcp import Tcp
+from hactl.core.health import State
+from hactl.core.model import Result
+from tests.services.servers import PATIENCE
+from tests.services.watching import GRACE, Watch, timed
+
+pytestmark = pytest.mark.service
+
+STAND = Path(__file__).with_name("stand.py")
+SOURCE, TYPE = "10.0.0.9:/export/mail", "fuse.nfstest"
+FORCE, DETACH = 1, 2  # of umount2(2); umount(8) would hang as well
+LIMIT = 0.5
+
+
+class Mount:
+    """A mount point, and the program behind it."""
+
+    def __init__(self, directory: Path) -> None:
+        if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+            pytest.skip("FUSE needs root and /dev/fuse")
+        self.path, self._word = directory / "mnt", directory / "word"
+        self.path.mkdir()
+        self.check = Nfs(path=self.path, source=SOURCE, fstype=(TYPE,))
+        self.say("ok")
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, str(STAND), str(self.path), str(self._word)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        end = time.monotonic() + PATIENCE
+        while not self.mounted():
+            if time.monotonic() > end or self.process.poll() is not None:
+                assert self.process.stderr is not None
+                pytest.fail(f"not mounted: {self.process.stderr.read().decode()}")
+            time.sleep(0.01)
+
+    def mounted(self) -> bool:
+        return any(each.mountpoint == str(self.path) for each in psutil.disk_partitions(all=True))
+
+    def stop(self) -> None:
+        """End it; what hangs in it goes on."""
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        with suppress(OSError):
+            libc = ctypes.CDLL(None, use_errno=True)
+            libc.umount2(bytes(self.path), FORCE | DETACH)
+
+    def say(self, word: str) -> None:
+        fresh = self._word.with_suffix(".new")
+        fresh.write_text(word)
+        fresh.replace(self._word)
+
+    @contextmanager
+    def being(self, word: str) -> Iterator[None]:
+        self.say(word)
+        try:
+            yield
+        finally:
+            self.say("ok")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+
+def workers() -> list[psutil.Process]:
+    """Return the workers of this process."""
+    return [
+        each for each in psutil.Process().children(recursive=True)
+        if _mount.__file__ in each.cmdline() or each.status() == psutil.STATUS_DISK_SLEEP
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def mount(directory: Path, request: pytest.FixtureRequest) -> Iterator[Mount]:
+    place = directory / request.node.name.replace("/", "_")
+    place.mkdir()
+    mount = Mount(place)
+    yield mount
+    mount.stop()
+    psutil.wait_procs(workers(), timeout=PATIENCE)
+
+
+def once(check: Nfs, limit: float = PATIENCE) -> Result:
+    return asyncio.run(look(check, Target("mx0"), limit))
+
+
+def test_a_good_mount_has_measures_and_no_file_left(mount: Mount) -> None:
+    check = Nfs(path=mount.path, fstype=(TYPE,), source=SOURCE, file=mount.path, canary=mount.path)
+    result = once(check)
+    assert (result.verdict, result.reason) == ("ok", "1.9G free of 3.8G")
+    assert [name for name, _ in result.steps] == [
+        "mount", "statvfs", "stat", "write", "read", "delete"
+    ]  # fmt: skip
+    assert result.measures.keys() >= {"statvfs_seconds", "write_seconds", "delete_seconds"}
+    assert (result.measures["free_percent"], result.measures["free_inodes"]) == (50, 900)
+    assert list(mount.path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "verdict", "reason"),
+    [
+        ("estale", {}, "fail", "statvfs: stale file handle"),
+        ("eio", {}, "fail", "statvfs: input/output error"),
+        ("full", {}, "fail", "full: 0 free of 3.8G"),
+        ("full", {"writable": False}, "ok", "0 free of 3.8G"),
+        ("ro", {"canary": True}, "fail", "write: read-only file system"),
+        ("ro", {}, "ok", "1.9G free of 3.8G"),
+        ("ok", {"file": True}, "fail", "stat: no such file or directory"),
+        ("ok", {"source": "10.0.0.8:/x"}, "fail", f"mount: from {SOURCE}, not 10.0.0.8:/x"),
+        ("ok", {"fstype": ("nfs", "nfs4")}, "fail", f"mount: of type {TYPE}, not nfs or nfs4"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_mount_is_said(
+    mount: Mount, word: str, options: dict[str, Any], verdict: str, reason: str
+) -> None:
+    if options.get("canary"):
+        options = {"canary": mount.path}
+    if options.get("file"):
+        options = {"file": mount.path / "none"}
+    check = Nfs(**{"path": mount.path, "fstype": (TYPE,), **options})
+    with mount.being(word):
+        result = once(check)
+    assert (result.verdict, result.reason) == (verdict, reason)
+
+
+def test_a_slow_mount_shows_in_the_measures_of_its_steps(mount: Mount) -> None:
+    with mount.being("slow 0.3"):
+        result = once(mount.check)
+    assert result.verdict == "ok"
+    assert result.measures["statvfs_seconds"] >= 0.3
+
+
+def test_what_is_not_mounted_is_not_looked_at(mount: Mount) -> None:
+    mount.stop()
+    result = once(mount.check)
+    assert (result.verdict, result.reason) == ("fail", "mount: not mounted")
+    mount.start()
+
+
+def test_a_mount_whose_server_is_gone_is_an_error(mount: Mount) -> None:
+    mount.process.kill()
+    mount.process.wait()
+    result = once(mount.check)
+    assert (result.verdict, result.reason) == (
+        "fail", "statvfs: transport endpoint is not connected"
+    )  # fmt: skip
+
+
+def watched(mount: Mount) -> Watch:
+    """Watch by two checks of one mount, and a port that has nothing to do with it."""
+    other = Nfs(path=mount.path, fstype=(TYPE,), file=mount.path)
+    with_port = {"port": timed(Tcp(port=1), 0.2, 0.2, 0.2)}
+    return Watch(
+        {"mail": timed(mount.check, 0.5, LIMIT, 0.2), "other": timed(other, 0.5, LIMIT, 0.2)}
+        | with_port
+    )
+
+
+@pytest.mark.parametrize("how", ["hang", "frozen"])
+def test_a_hung_mount_has_one_worker_and_comes_back(mount: Mount, how: str) -> None:
+    with watched(mount) as watch:
+        watch.until(State.UP, "mail", "other")
+        with mount.frozen() if how == "frozen" else mount.being("hang"):
+            downs = watch.until(State.DOWN, "mail", "other")
+            for health in downs.values():
+                assert health.last is not None
+                assert health.last.verdict == "fail"
+            watch.after(3, "mail")
+            assert len(workers()) <= 1
+            if how == "hang":  # SIGKILL does nothing to it
+                assert [each.status() for each in workers()] == [psutil.STATUS_DISK_SLEEP]
+                last = watch.after(1, "mail").last
+                assert last is not None
+                assert last.reason.startswith("statvfs: hangs for ")
+                assert last.measures["stuck_seconds"] > LIMIT
+            assert watch.runner.worst_lag < GRACE
+        watch.until(State.UP, "mail", "other")
+    psutil.wait_procs(workers(), timeout=PATIENCE)
+    assert workers() == []
+
+
+def test_nothing_waits_for_a_hung_mount_at_the_end(mount: Mount) -> None:
+    """A program that looks, and ends while its worker hangs."""
+    code = f"""
+import asyncio
+from pathlib import Path
+from checks import Target
+from checks._tasks import look
+from checks.nfs import Nfs
+print(asyncio.run(look(Nfs(path=Path({str(mount.path)!r}), fstype=({TYPE!r},)), Target("mx0"), {LIMIT})).reason)
+"""
+    with mount.being("hang"):
+        began = time.monotonic()
+        command = [sys.executable, "-c", code]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        took = time.monotonic() - began
+    assert (ended.stdout, ended.stderr) == (f"statvfs: no answer in {LIMIT * 1000:.0f}ms\n", "")
+    assert took < PATIENCE / 2
