@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 BENCH = Path(__file__).parents[1] / "bench"
-PROGRAMS = ("cluster", "cost", "detect", "farm", "harm", "hook", "peers", "scale", "types")
+PROGRAMS = ("agent", "cluster", "cost", "detect", "farm", "harm", "hook", "peers", "scale", "types")
 
 
 def run(script: str, *arguments: str) -> str:
@@ -93,6 +93,12 @@ def test_scale_asks_for_the_status_meanwhile() -> None:
     assert row["status_ms"]["median"] > 0
     assert row["moves"] == 0
     assert data["status"]["ratio"] > 1
+
+
+def test_what_an_agents_answer_costs_both_sides() -> None:
+    data = found("agent", "--answers", "5", "--rounds", "1")
+    assert [row["side"] for row in data["rows"]] == ["balancer", "agent"]
+    assert all(row["us"] > 0 for row in data["rows"])
 
 
 def test_every_type_of_check_succeeds_against_the_fake_servers() -> None:

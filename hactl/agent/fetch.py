@@ -11,9 +11,10 @@ import asyncio
 import json
 import logging
 import math
+import os
 import secrets
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -295,8 +296,8 @@ def _words(error: Exception) -> str:
         if "alert" in why:
             return f"does not trust us ({why}): use hactl agent trust there, on our cert.pem"
         return f"TLS: {why}"
-    if isinstance(inner, OSError) and inner.strerror:
-        return inner.strerror.lower()
+    if isinstance(inner, OSError) and inner.errno:
+        return os.strerror(inner.errno).lower()  # asyncio has words of its own
     return quote(str(inner).encode(), 120) or type(inner).__name__
 
 
@@ -308,26 +309,21 @@ class Agents:
         self._links: dict[str, Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def configure(
+    async def configure(
         self, nodes: Mapping[str, Node], checks: Mapping[str, Check], directory: Path
     ) -> list[str]:
         """Ask these from now on; return whom we cannot ask, and why."""
-        self._hang_up()
         limits = [c.timeout for c in checks.values() if isinstance(c.option, FromAgent)]
-        notes = []
-        for name, node in nodes.items() if limits else ():
-            url = node.url()
-            if url is None:
-                continue
-            tls, problem = None, ""
-            if url.startswith("https:"):
-                try:
-                    tls = keys.asking(directory, name)
-                except keys.KeysError as error:
-                    problem = str(error)
-                    notes.append(f"agent of {name}: {problem}")
-            self._links[name] = Link(name, url, tls, max(DEADLINE, *limits), problem)
-        return notes
+        urls = {name: url for name, node in nodes.items() if (url := node.url()) and limits}
+        secure = [name for name, url in urls.items() if url.startswith("https:")]
+        found = await asyncio.to_thread(_keyed, directory, secure)
+        self._hang_up()
+        for name, url in urls.items():
+            tls = found.get(name)
+            problem = tls if isinstance(tls, str) else ""
+            context = None if isinstance(tls, str) else tls
+            self._links[name] = Link(name, url, context, max(DEADLINE, *limits), problem)
+        return [f"agent of {name}: {why}" for name, why in found.items() if isinstance(why, str)]
 
     def look(self, probe: Probe, check: Check, done: Callable[[Checked], None]) -> None:
         """Have *done* called, later, with the agent's newest result."""
@@ -370,6 +366,17 @@ class Agents:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         self._links = {}
+
+
+def _keyed(directory: Path, names: Iterable[str]) -> dict[str, tuple[ssl.SSLContext, bytes] | str]:
+    """Return how each node's agent is asked over TLS, or why it cannot be."""
+    found: dict[str, tuple[ssl.SSLContext, bytes] | str] = {}
+    for name in names:
+        try:
+            found[name] = keys.asking(directory, name)
+        except keys.KeysError as error:
+            found[name] = str(error)
+    return found
 
 
 def _newest(link: Link, heard: Heard, name: str, check: Check, now: float) -> Sample:

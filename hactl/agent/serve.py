@@ -3,8 +3,9 @@
 `/results` is for balancers' hactlds, `/ready` and `/ready/CHECK` for whoever can ask by HTTP (200 or
 503), and a line in the words of HAProxy's agent-check for HAProxy.  Nobody but those whose
 certificates are trusted is answered over HTTPS; without a key of our own only this machine is.
-Source: HAProxy's configuration manual, agent-check; "ready" goes with each word because an earlier
-"drain" or "maint" would stay in force without it.
+Source: HAProxy's configuration manual, agent-check, and src/tcpcheck.c: "ready" goes with each word
+because an earlier "drain" or "maint" would stay in force without it, and "down#" without the blank
+is no word that it knows.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class Findings:
         if why is None:
             return b"ready up\n"
         safe = "".join(c if c.isalnum() or c in " .:/_=+-()[]<>@%" else " " for c in why)
-        return b"ready down#" + " ".join(safe.split())[:REASON].encode("ascii", "replace") + b"\n"
+        return b"ready down #" + " ".join(safe.split())[:REASON].encode("ascii", "replace") + b"\n"
 
     def names(self) -> str:
         """Name the checks."""

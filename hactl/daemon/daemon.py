@@ -77,6 +77,7 @@ class Daemon:
         self._runner = Runner(self._due, self._feed, self._suspect, self._agents.look)
         self._findings: Findings | None = None  # what we tell as the agent of our own node
         self._serving: Serving | None = None
+        self._connecting = asyncio.Lock()
         self._control = Control(listening, self._handle)
         self._notes: list[str] = []  # what was wrong at load, shown until the next one
         self._trouble = ""  # what relayctl last refused
@@ -194,7 +195,8 @@ class Daemon:
         services = self._config.services.items()
         self._notes += self._verdicts.keep({n for n, s in services if s.mode != "relayctl"})
         self._notes += self._verdicts.held({n for n, s in services if s.mode == "observe"})
-        self._notes += await self._connect()
+        async with self._connecting:  # two loads at a time would listen twice
+            self._notes += await self._connect()
         if self._config.node is None:
             await self._learn()
         else:
@@ -205,7 +207,7 @@ class Daemon:
     async def _connect(self) -> list[str]:
         """Ask and answer as the configuration says; return what cannot be."""
         config = self._config
-        notes = self._agents.configure(config.nodes, config.checks, config.agent.keys)
+        notes = await self._agents.configure(config.nodes, config.checks, config.agent.keys)
         if self._serving is not None:
             await self._serving.stop()
             self._serving = None

@@ -154,9 +154,9 @@ class Lab:
         assert await self.serving.start(agent) == []
         return self.serving.places[0][1]
 
-    def ask(self, url: str, directory: str = "lb") -> list[str]:
+    async def ask(self, url: str, directory: str = "lb") -> list[str]:
         nodes = {"mx0": Node(("127.0.0.1",), agent=url)}
-        return self.agents.configure(nodes, {"smtp": ASKED}, self.directory / directory)
+        return await self.agents.configure(nodes, {"smtp": ASKED}, self.directory / directory)
 
     async def look(self, check: Check = ASKED) -> Checked:
         ended: asyncio.Future[Checked] = self.loop.create_future()
@@ -206,7 +206,7 @@ def test_results_come_over_one_kept_connection(tmp_path: Path) -> None:
 
     async def scene(lab: Lab) -> None:
         port = await lab.serve()
-        assert lab.ask(f"https://127.0.0.1:{port}") == []
+        assert await lab.ask(f"https://127.0.0.1:{port}") == []
         lab.found(fail("421 busy"))
         first = await lab.look()
         again = await lab.look()  # from the same answer
@@ -237,7 +237,7 @@ def test_keys_cannot_be_swapped_between_nodes(tmp_path: Path) -> None:
 
     async def scene(lab: Lab) -> None:
         port = await lab.serve()
-        lab.ask(f"https://127.0.0.1:{port}")
+        await lab.ask(f"https://127.0.0.1:{port}")
         lab.found(fail("421 busy"))
         found = await lab.look()
         assert found.result.verdict is Verdict.UNKNOWN
@@ -252,7 +252,7 @@ def test_a_node_may_not_ask_another_with_its_own_key(tmp_path: Path) -> None:
 
     async def scene(lab: Lab) -> None:
         port = await lab.serve()
-        lab.ask(f"https://127.0.0.1:{port}", "mx1")
+        await lab.ask(f"https://127.0.0.1:{port}", "mx1")
         lab.found(fail("421 busy"))
         found = await lab.look()
         assert found.result.verdict is Verdict.UNKNOWN
@@ -265,7 +265,7 @@ def test_without_the_nodes_certificate_it_is_not_even_asked(tmp_path: Path) -> N
     keys.keygen(tmp_path / "lb", "lb0")
 
     async def scene(lab: Lab) -> None:
-        (note,) = lab.ask("https://127.0.0.1:9")
+        (note,) = await lab.ask("https://127.0.0.1:9")
         assert "no certificate of mx0" in note
         found = await lab.look()
         assert "no certificate of mx0" in found.result.reason
@@ -280,7 +280,7 @@ def test_without_keys_only_this_machine_is_served(tmp_path: Path) -> None:
         assert "so only 127.0.0.1:" in note
         assert [host for host, _ in lab.serving.places] == ["127.0.0.1"]
         lab.found(ok("220"))
-        lab.ask(f"http://127.0.0.1:{lab.serving.places[0][1]}")
+        await lab.ask(f"http://127.0.0.1:{lab.serving.places[0][1]}")
         assert (await lab.look()).result == ok("220")
 
     play(tmp_path, scene)
@@ -294,7 +294,7 @@ def test_a_silent_agent_is_unknown_told_and_asked_again(
 
     async def scene(lab: Lab) -> None:
         port = await lab.serve()
-        lab.ask(f"http://127.0.0.1:{port}")
+        await lab.ask(f"http://127.0.0.1:{port}")
         lab.found(ok("220"))
         assert (await lab.look()).result.verdict is Verdict.OK
         await lab.serving.stop()
@@ -335,7 +335,7 @@ def test_whoever_is_no_agent_is_unknown(tmp_path: Path, said: bytes, why: str) -
 
     async def scene(lab: Lab) -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        lab.ask(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        await lab.ask(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         found = (await lab.look()).result
         server.close()
         assert found.verdict is Verdict.UNKNOWN
@@ -361,7 +361,7 @@ def test_an_older_result_than_the_one_before_is_unknown(tmp_path: Path) -> None:
             writer.close()
 
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        lab.ask(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        await lab.ask(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         assert (await lab.look()).stamp == 8.0
         await asyncio.sleep(0.02)
         found = await lab.look(EAGER)
@@ -374,7 +374,7 @@ def test_an_older_result_than_the_one_before_is_unknown(tmp_path: Path) -> None:
 
 def test_a_node_without_an_agent_is_unknown(tmp_path: Path) -> None:
     async def scene(lab: Lab) -> None:
-        lab.agents.configure({"mx0": Node(("127.0.0.1",))}, {"smtp": ASKED}, tmp_path)
+        await lab.agents.configure({"mx0": Node(("127.0.0.1",))}, {"smtp": ASKED}, tmp_path)
         assert "has none in hactl.yaml" in (await lab.look()).result.reason
 
     play(tmp_path, scene)
