@@ -37,6 +37,14 @@ def gone(pid: int) -> bool:
     return False
 
 
+def written(path: Path) -> None:
+    """Return once *path* has been written to."""
+    until = time.monotonic() + LONG
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < until, path
+        time.sleep(0.005)
+
+
 def test_it_returns_how_the_program_ended_and_what_it_said() -> None:
     assert ran("echo out; echo err >&2; exit 3") == Ended(3, b"out\n", b"err\n")
     assert ran("kill -9 $$").code == -9
@@ -129,15 +137,15 @@ def test_who_is_left_behind_is_killed_and_not_waited_for() -> None:
 
 def test_a_program_that_is_spared_goes_on_and_its_end_is_waited_for(tmp_path: Path) -> None:
     """Nor does it die of us: when hactld ends it goes on to write, to nobody."""
-    fifo, end = tmp_path / "fifo", tmp_path / "end"
+    fifo, begun, end = tmp_path / "fifo", tmp_path / "begun", tmp_path / "end"
     os.mkfifo(fifo)
-    script = f"read x < {fifo}; seq 100000 && echo ended; echo $? > {end}"
+    script = f"echo begun > {begun}; read x < {fifo}; seq 100000 && echo ended; echo $? > {end}"
 
     async def main(patient: bool) -> None:
         task = asyncio.create_task(run(sh(script), spare=True, limit=1000))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(written, begun)
         task.cancel()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
         assert not task.done()
         if patient:
             await asyncio.to_thread(fifo.write_text, "go on\n")
@@ -148,10 +156,8 @@ def test_a_program_that_is_spared_goes_on_and_its_end_is_waited_for(tmp_path: Pa
 
     asyncio.run(main(True))
     assert end.read_text() == "0\n"
+    begun.unlink()
     end.unlink()
     asyncio.run(main(False))
     fifo.write_text("go on\n")
-    until = time.monotonic() + LONG
-    while not (end.exists() and end.read_text()) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert end.read_text() != ""
+    written(end)

@@ -225,7 +225,7 @@ def test_smtpctl_is_left_alone_when_it_is_late_and_waited_for(tmp_path: Path) ->
         told: asyncio.Queue[Result] = asyncio.Queue()
         for _ in range(2):
             tasks.start(
-                "queue", partial(check.probe, NOBODY), 3 * SHORT, lambda r, *_: told.put_nowait(r)
+                "queue", partial(check.probe, NOBODY), 5 * SHORT, lambda r, *_: told.put_nowait(r)
             )
             result = await asyncio.wait_for(told.get(), LONG)
             assert result.verdict is Verdict.FAIL
