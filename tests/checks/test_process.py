@@ -144,8 +144,9 @@ def test_a_program_that_is_spared_goes_on_and_its_end_is_waited_for(tmp_path: Pa
     async def main(patient: bool) -> None:
         task = asyncio.create_task(run(sh(script), spare=True, limit=1000))
         await asyncio.to_thread(written, begun)
+        await asyncio.sleep(0.05)  # the loop, too, has to hear that it runs
         task.cancel()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
         assert not task.done()
         if patient:
             await asyncio.to_thread(fifo.write_text, "go on\n")
