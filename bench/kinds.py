@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import ssl
 import statistics
+import struct
 import tempfile
 import time
 from collections.abc import Mapping
@@ -27,14 +28,19 @@ from pathlib import Path
 import trustme
 
 import checks
-from checks import Spoken, Target
+from checks import Probed, Spoken, Target
+from checks._tasks import Tasks
 from checks._wire import Wire
 from checks.banner import Banner, Step
+from checks.mysql import Mysql
+from checks.nfs_rpc import NfsRpc
+from checks.replication import Replication
 from checks.smtp import Smtp
 from checks.spamd import Spamd
 from checks.tcp import Tcp
 from checks.tls import Tls
 from hactl.core.model import Result, Verdict
+from hactl.core.units import Secret
 from hactl.lab.nodes import Node
 
 HOST = "127.1.99.1"
@@ -64,6 +70,73 @@ async def session(
         writer.close()
 
 
+def packets(*payloads: bytes, first: int = 1) -> bytes:
+    """Return MySQL's packets: three bytes of length, a number, and what is said."""
+    return b"".join(
+        struct.pack("<I", len(payload))[:3] + bytes([number]) + payload
+        for number, payload in enumerate(payloads, first)
+    )
+
+
+def table(row: Mapping[str, str]) -> bytes:
+    """Return one row as MySQL sends it."""
+
+    def text(word: str) -> bytes:
+        return bytes([len(word)]) + word.encode()
+
+    end = b"\xfe\0\0\2\0"
+    kind = b"\x0c" + struct.pack("<HIBHB", 45, 64, 0xFD, 0, 0) + b"\0\0"
+    columns = [text("def") + text("") * 3 + text(name) * 2 + kind for name in row]
+    return packets(bytes([len(row)]), *columns, end, b"".join(map(text, row.values())), end)
+
+
+OK = packets(b"\0\0\0\2\0\0\0")
+HELLO = packets(
+    b"\x0a5.5.5-10.11.19-MariaDB\0\1\0\0\0" + b"12345678\0\x0a\x82\x2d\2\0\x08\0\x15" + bytes(10)
+    + b"123456789012\0mysql_native_password\0",
+    first=0,
+)  # fmt: skip
+SOURCE = {  # and as many columns as MariaDB 10.11 has
+    "Slave_IO_Running": "Yes", "Slave_SQL_Running": "Yes", "Seconds_Behind_Master": "0",
+    **{f"Some_other_column_{number}": "some value" for number in range(59)},
+}  # fmt: skip
+ANSWERS = {
+    b"@@read_only": table({"version": "10.11", "read_only": "0", "most": "100"}),
+    b"Threads_connected": table({"Variable_name": "Threads_connected", "Value": "7"}),
+    b"@@auto_increment": table(
+        {"step": "2", "start": "1", "applied": "1-1-9", "logged": "1-1-9", "relays": "1"}
+    ),
+    b"SHOW ALL SLAVES": table(SOURCE),
+}
+
+
+async def database(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Speak MySQL: let everybody in, and answer with rows that were made before."""
+    with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        writer.write(HELLO)
+        answer = packets(OK[4:], first=2)
+        while True:
+            size = int.from_bytes((await reader.readexactly(4))[:3], "little")
+            asked = await reader.readexactly(size)
+            if asked == b"\1":
+                break
+            writer.write(answer if asked[:1] != b"\3" else _rows(asked))
+    writer.close()
+
+
+def _rows(asked: bytes) -> bytes:
+    return next((rows for words, rows in ANSWERS.items() if words in asked), OK)
+
+
+async def null(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer a call over RPC, which is 44 bytes long."""
+    with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        xid = (await reader.readexactly(44))[4:8]
+        writer.write(struct.pack(">I", 0x8000_0018) + xid + struct.pack(">5I", 1, 0, 0, 0, 0))
+        await reader.read()
+    writer.close()
+
+
 def serve(directory: str, told: Connection) -> None:
     """Play the servers until the other side of *told* is closed."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -77,7 +150,10 @@ def serve(directory: str, told: Connection) -> None:
         plain = await asyncio.start_server(talk, HOST, 0, backlog=256)
         secure = await asyncio.start_server(talk, HOST, 0, ssl=context, backlog=256)
         ports = {kind: node.where(kind)[1] for kind in ("smtp", "imap", "spamd")}
-        for name, server in (("starttls", plain), ("implicit", secure)):
+        mysql = await asyncio.start_server(database, HOST, 0, backlog=256)
+        nfs = await asyncio.start_server(null, HOST, 0, backlog=256)
+        servers = (("starttls", plain), ("implicit", secure), ("mysql", mysql), ("nfs_rpc", nfs))
+        for name, server in servers:
             ports[name] = server.sockets[0].getsockname()[1]
         told.send(ports)
         with contextlib.suppress(EOFError):
@@ -86,8 +162,9 @@ def serve(directory: str, told: Connection) -> None:
     asyncio.run(play())
 
 
-def options(ports: Mapping[str, int], ca: Path) -> dict[str, Spoken]:
+def options(ports: Mapping[str, int], ca: Path) -> dict[str, Spoken | Probed]:
     """Return the checks to measure, by the name they are shown with."""
+    login = Secret(str(ca.with_name("login")))
     return {
         "tcp": Tcp(port=ports["smtp"]),
         "banner, greeting": Banner(port=ports["imap"], expect="* OK"),
@@ -104,23 +181,30 @@ def options(ports: Mapping[str, int], ca: Path) -> dict[str, Spoken]:
         "spamd, ping": Spamd(port=ports["spamd"], scan=False),
         "spamd, scan": Spamd(port=ports["spamd"]),
         "tls": Tls(port=ports["implicit"], name=NAME, ca=ca),
+        "mysql": Mysql(port=ports["mysql"], login=login),
+        "replication": Replication(port=ports["mysql"], login=login),
+        "nfs_rpc": NfsRpc(port=ports["nfs_rpc"]),
     }
 
 
-async def busy(option: Spoken, seconds: float) -> tuple[int, float]:
+async def busy(option: Spoken | Probed, seconds: float) -> tuple[int, float]:
     """Look for so long, without a pause; return how often, and the CPU microseconds of one look.
 
     Raise RuntimeError if a look does not succeed.
     """
     loop = asyncio.get_running_loop()
     wire = Wire(loop, cap=INFLIGHT + 1, excuse=lambda began: None)
+    tasks = Tasks(loop, cap=2 * INFLIGHT, excuse=lambda began: None)
     over: asyncio.Future[None] = loop.create_future()
     target = Target(NAME, HOST)
     looks = 0
     end = time.monotonic() + seconds
 
     def again() -> None:
-        wire.start(HOST, option.port, option.talk(target), TIMEOUT, done)
+        if isinstance(option, Spoken):
+            wire.start(HOST, option.port, option.talk(target), TIMEOUT, done)
+        else:
+            tasks.start(None, partial(option.probe, target), TIMEOUT, done)
 
     def done(result: Result, began: float, ended: float) -> None:
         nonlocal looks
@@ -141,6 +225,9 @@ async def busy(option: Spoken, seconds: float) -> tuple[int, float]:
         await over
     finally:
         wire.close()
+        left = [look.task for look in tasks.live]
+        tasks.close()
+        await asyncio.gather(*left, return_exceptions=True)
     return looks, (time.process_time() - before) / looks * 1e6
 
 
@@ -153,6 +240,7 @@ def measure(seconds: float, rounds: int) -> dict[str, list[float]]:
         ca = Path(name) / "ca.pem"
         authority.cert_pem.write_to_path(str(ca))
         server = authority.issue_cert(NAME)
+        (Path(name) / "login").write_text("probe\nsecret\n")
         server.private_key_and_cert_chain_pem.write_to_path(f"{name}/server.pem")
         ours, theirs = fork.Pipe()
         process = fork.Process(target=serve, args=(name, theirs), daemon=True)

@@ -104,7 +104,7 @@ def test_what_an_agents_answer_costs_both_sides() -> None:
 def test_every_type_of_check_succeeds_against_the_fake_servers() -> None:
     data = found("types", "--seconds", "0.1")
     names = {row["check"].partition(",")[0] for row in data["rows"]}
-    assert {"tcp", "banner", "smtp", "spamd", "tls"} <= names
+    assert {"tcp", "banner", "smtp", "spamd", "tls", "mysql", "replication", "nfs_rpc"} <= names
 
 
 def test_a_peer_that_is_missing_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

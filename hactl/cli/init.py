@@ -50,12 +50,13 @@ class Guess(NamedTuple):
     """What a port is taken for: a check's name and the ways to look, deepest first.
 
     The last way fails only on a server that is bad.  *certificate*: TLS from the first byte, so
-    there is a certificate to watch.
+    there is a certificate to watch.  *wants*: what must be made first; until then it is a comment.
     """
 
     name: str
     ways: tuple[Way, ...]
     certificate: bool = False
+    wants: str = ""
 
 
 UNVERIFIED = (
@@ -108,12 +109,9 @@ GUESSES: Mapping[int, Guess] = {
     995: Guess("pop3s", _under_tls(Way({"type": "pop3", "port": 995})), certificate=True),
     3306: Guess(
         "mysql",
-        (
-            Way(
-                {"type": "tcp", "port": 3306},
-                "sees no more than relayd's check tcp, and counts in max_connect_errors like it",
-            ),
-        ),
+        (Way({"type": "mysql", "login": "/etc/hactl/mysql.login"}),),
+        wants="wants a file with a login; type tcp would do harm: after 100 connections without one"
+        " (error 1129) the server blocks the address that they come from",
     ),
     3310: Guess(
         "clamd",
@@ -236,7 +234,8 @@ def _use(checks: dict[str, CheckGuess], guess: Guess, port: int, users: Iterable
     """Add a check, or users to one there is; return its name."""
     limits = {"left_days": {"warn": 14, "fail": 1, "low": True}}
     watched = Way({"type": "tls", "port": port, "interval": "1h", "limits": limits})
-    wanted = [(guess.name, CheckGuess(guess.ways, (), len(guess.ways) - 1))]
+    taken = None if guess.wants else len(guess.ways) - 1
+    wanted = [(guess.name, CheckGuess(guess.ways, (), taken, guess.wants))]
     if guess.certificate:
         wanted.append((_certificate(guess.name), CheckGuess((watched,), (), None, UNSEEN)))
     for name, fresh in wanted:
@@ -547,6 +546,9 @@ def settle(proposal: Proposal, looks: Sequence[Look]) -> Proposal:
     checks = {}
     for name, check in proposal.checks.items():
         mine = [each for each in looks if each.check == name]
+        if not mine and check.taken is None:  # there was no way to look
+            checks[name] = check
+            continue
         works = [
             sum(each.way == way and each.verdict in WORKS for each in mine)
             for way in range(len(check.ways))

@@ -44,7 +44,7 @@ from hactl.relayd.conf import (
 from tests.cli.test_cli import HACTL, Ran, hactl, hactld
 
 CONFS = sorted((Path(__file__).parent / "conf").glob("*.conf"))
-PORTS = (24, 25, 465, 587, 143, 993, 110, 995, 4190, 3306, 80, 443, 783, 3310)
+PORTS = (24, 25, 465, 587, 143, 993, 110, 995, 4190, 80, 443, 783, 3310)
 
 
 def written(proposal: Proposal, conf: RelaydConf) -> Config:
@@ -81,8 +81,13 @@ def test_what_is_written_is_right_and_fits_relayd_conf(path: Path) -> None:
     assert {service.mode for service in found.services.values()} == {"observe"}
     assert list(mismatches(found, conf)) == []
     noted = " ".join(proposal.notes)
+    lines = text(proposal, conf, path).splitlines()
     for service in conf.services:  # each is there, or it is said why not
-        assert service.name in found.services or f"{service.kind} {service.name}:" in noted
+        assert (
+            service.name in found.services
+            or f"{service.kind} {service.name}:" in noted
+            or f"  # {service.name}: {{require: [mysql]}}" in lines
+        )
     assert found.relayd.socket == (Path(conf.socket) if conf.socket else None)
 
 
@@ -146,9 +151,24 @@ def test_every_port_of_mail_is_known(port: int) -> None:
     assert getattr(found.checks[guess(port).name].option, "port", None) == port
 
 
+def test_a_database_is_proposed_in_a_comment_until_there_is_a_login() -> None:
+    """A bare connect, which is all that goes without, has the server block this address."""
+    conf = services("redirect db 3306: 10.0.0.4 10.0.0.5")
+    proposal = propose(conf)
+    assert settle(proposal, []) == proposal
+    lines = text(proposal, conf, Path("/etc/relayd.conf")).splitlines()
+    assert "  # mysql: {type: mysql, login: /etc/hactl/mysql.login}" in lines
+    assert "  # db: {require: [mysql]}" in lines
+    assert any(
+        line.startswith("! check mysql: wants a file with a login") for line in page(proposal)
+    )
+    found = written(proposal, conf)
+    assert (found.checks, found.services) == ({}, {})
+
+
 def test_every_way_of_every_guess_is_a_check() -> None:
     for port, known in GUESSES.items():
-        for number in range(len(known.ways)):
+        for number in range(0 if known.wants else len(known.ways)):
             conf = services(f"redirect it {port}: 10.0.0.4")
             proposal = propose(conf)
             looks = [Look(known.name, number, "t0a", Verdict.OK, "")]

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from msgspec import structs
 
 from checks import Target, _mount
 from checks._tasks import look
@@ -24,7 +25,7 @@ from checks.tcp import Tcp
 from hactl.core.health import State
 from hactl.core.model import Result
 from tests.services.servers import PATIENCE
-from tests.services.watching import GRACE, Watch, timed
+from tests.services.watching import Watch, timed
 
 pytestmark = pytest.mark.service
 
@@ -32,6 +33,7 @@ STAND = Path(__file__).with_name("stand.py")
 SOURCE, TYPE = "10.0.0.9:/export/mail", "fuse.nfstest"
 FORCE, DETACH = 1, 2  # of umount2(2); umount(8) would hang as well
 LIMIT = 0.5
+PACE = 2.0  # seconds from look to look: a worker may take a while to begin on a busy machine
 
 
 class Mount:
@@ -93,10 +95,12 @@ class Mount:
 
 def workers() -> list[psutil.Process]:
     """Return the workers of this process."""
-    return [
-        each for each in psutil.Process().children(recursive=True)
-        if _mount.__file__ in each.cmdline() or each.status() == psutil.STATUS_DISK_SLEEP
-    ]  # fmt: skip
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if _mount.__file__ in each.cmdline() or each.status() == psutil.STATUS_DISK_SLEEP:
+                found.append(each)
+    return found
 
 
 @pytest.fixture
@@ -178,11 +182,11 @@ def test_a_mount_whose_server_is_gone_is_an_error(mount: Mount) -> None:
 def watched(mount: Mount) -> Watch:
     """Watch by two checks of one mount, and a port that has nothing to do with it."""
     other = Nfs(path=mount.path, fstype=(TYPE,), file=mount.path)
-    with_port = {"port": timed(Tcp(port=1), 0.2, 0.2, 0.2)}
-    return Watch(
-        {"mail": timed(mount.check, 0.5, LIMIT, 0.2), "other": timed(other, 0.5, LIMIT, 0.2)}
-        | with_port
-    )
+    checks = {
+        name: structs.replace(timed(check, PACE, PACE, 0.2), rise=1)
+        for name, check in {"mail": mount.check, "other": other}.items()
+    }
+    return Watch(checks | {"port": timed(Tcp(port=1), 0.2, 0.2, 0.2)})
 
 
 @pytest.mark.parametrize("how", ["hang", "frozen"])
@@ -201,8 +205,8 @@ def test_a_hung_mount_has_one_worker_and_comes_back(mount: Mount, how: str) -> N
                 last = watch.after(1, "mail").last
                 assert last is not None
                 assert last.reason.startswith("statvfs: hangs for ")
-                assert last.measures["stuck_seconds"] > LIMIT
-            assert watch.runner.worst_lag < GRACE
+                assert last.measures["stuck_seconds"] > PACE
+            watch.after(5, "port")
         watch.until(State.UP, "mail", "other")
     psutil.wait_procs(workers(), timeout=PATIENCE)
     assert workers() == []
