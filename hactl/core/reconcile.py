@@ -144,6 +144,8 @@ def reconcile(
                     Action(Verb.DISABLE, decision.id, decision.reason, member, host, hook)
                 )
     needed = guarded or bool(eager)
+    if enables:  # new hope: the pairs that helped nobody were for others
+        polling = replace(polling, gap=PAIR_GAP)
     poll, polling = _poll(needed, polling, facts, everybody_up, now)
     return Step((*enables, *disables, *poll), waits, polling)
 

@@ -205,7 +205,7 @@ class World:
         self._stale_show = True
         self._serving: dict[str, frozenset[Member]] = {}
         self._found: dict[int, HostStatus] = {}  # what relayd last knew of each host
-        self._floored: set[Member] = set()
+        self._called: set[Member] = set()  # brought back by others than checks: floor, operator
         self._last_out: dict[Member, int] = {}
         self._last_cause: dict[Member, str] = {}
         self._dead: Engine | None = None
@@ -659,19 +659,19 @@ class World:
         account.figures.commands += 1
         if action.verb is Verb.ENABLE:
             before = self._last_cause.pop(member, "")
-            if cause == "floor":
-                self._floored.add(member)
+            if cause in ("floor", "pin"):
+                self._called.add(member)
             elif before in BY_CHECKS:
                 account.note(member, self.now, removal=False)
             return
-        floored = member in self._floored
-        self._floored.discard(member)
+        called = member in self._called
+        self._called.discard(member)
         self._last_out[member] = action.decision
         if again or member in self._last_cause:
             return  # issued once more: relayd was reloaded, or somebody enabled it
         self._last_cause[member] = cause
         if cause in BY_CHECKS:
-            if floored or self.cluster.plan.services[member.service].exclusive:
+            if called or self.cluster.plan.services[member.service].exclusive:
                 self._last_cause[member] = "floor"
             else:
                 account.note(member, self.now, removal=True)
