@@ -58,5 +58,6 @@ def test_nothing_grows_while_all_looks_go_at_their_fastest(
     # A look has one socket, and is joined by two others where it is silent; the loop has a few.
     assert most[0] <= empty[0] + 3 * len(checks) + 8
     assert most[1:] == (empty[1] + 1, empty[2])
-    assert held() == empty
+    # The tests before may have left something to the collector.
+    assert all(now <= then for now, then in zip(held(), empty, strict=True))
     assert after <= before * 1.05
