@@ -43,6 +43,7 @@ def test_the_modules_of_the_standard_library_are_not_hidden_by_ours() -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.service
 def test_cost_counts_the_looks_of_a_real_hactld() -> None:
     data = found("cost", "--targets", "4", "--seconds", "2", "--peers", "hactl")
     assert data["ratio_to_haproxy"] is None

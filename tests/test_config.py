@@ -974,7 +974,7 @@ def mutations(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=1000, suppress_health_check=[HealthCheck.too_slow])
 @given(data=mutations())
 def test_any_accident_ends_in_a_configuration_or_in_errors_with_a_place(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

@@ -119,6 +119,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
         assert (result.exit_code, "No such file" in result.output) == (1, True)
 
 
+@pytest.mark.service
 def test_verify_tries_every_single_fault_of_a_good_configuration(tmp_path: Path) -> None:
     result = hactl("verify", "-f", files(tmp_path), "--budget", "4s", "--jobs", 1, "--json")
     found = json.loads(result.output)
@@ -130,6 +131,7 @@ def test_verify_tries_every_single_fault_of_a_good_configuration(tmp_path: Path)
     assert not any("mx0" in name for name in mx["emptied"])
 
 
+@pytest.mark.service
 def test_verify_says_what_it_tried_and_what_holds(tmp_path: Path) -> None:
     result = hactl("verify", "-f", files(tmp_path), "--budget", "1s", "--jobs", 1)
     assert "rule  1 holds" in result.output

@@ -10,10 +10,18 @@ from hactl.daemon.clock import Clock
 from hactl.sim.scenario import load
 from hactl.sim.simulate import simulate
 
+LONG = {  # days, or hours in which something happens all the time
+    "antiphase", "antiphase-with-backup", "flapping-node", "loss-of-a-half", "lossy-check-of-relayd",
+    "ten-days-of-running", "three-checks-in-turn",
+}  # fmt: skip
 FILES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, marks=[pytest.mark.service] if f.stem in LONG else []) for f in FILES],
+    ids=lambda file: file.stem,
+)
 def test_scenario(file: Path) -> None:
     scenario = load(file)
     assert scenario.about
