@@ -28,6 +28,7 @@ SAMPLE = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}$" + b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE
 DAY = 86400.0
 PATH_LIMIT = 100  # bytes of a Unix socket's name, on any system
 
+_NUMBERS = re.compile(rb"^(?:[0-9]+: )+")
 _QUEUE = re.compile(rb"^QUEUE: ([0-9]{1,9}) items", re.MULTILINE)
 _THREADS = re.compile(
     rb"^THREADS: live ([0-9]{1,9}) +idle ([0-9]{1,9}) max ([0-9]{1,9})", re.MULTILINE
@@ -73,7 +74,9 @@ class Clamd(Spoken, frozen=True, kw_only=True, tag="clamd"):
         (pong,) = payloads((yield Say(ask, whole(1), "ping")))
         if pong != b"PONG":
             return fail(f"not a PONG: {quote(pong)}")
-        stats, version = payloads((yield Say(b"", whole(2), "stats")))
+        # Whatever the order and the numbers: threads of clamd's have been seen to mix both up.
+        both = [_NUMBERS.sub(b"", each) for each in payloads((yield Say(b"", whole(2), "stats")))]
+        version, stats = sorted(both, key=lambda each: not each.startswith(b"ClamAV "))
         text, measures = describe(version, target.at)
         measures |= load(stats)
         if "queue_items" not in measures:
