@@ -83,6 +83,15 @@ class Place(Struct, frozen=True):
     shown: bool = True
 
 
+class Lane(Struct, frozen=True):
+    """A check whose probes share a fate: at which seats, neither foreign nor in maintenance."""
+
+    check: str
+    seats: frozenset[Seat]
+    window: float
+    grace: float
+
+
 class Engine:
     """Holds the health of every probe, the last observation, and what is decided."""
 
@@ -96,6 +105,9 @@ class Engine:
         self.barred: dict[Member, Owned] = {}  # whom relayd's script calls down, by our word
         self.decisions: dict[Member, Decision] = {}
         self.standings: dict[Member, Standing] = {}
+        self._members: list[tuple[ServicePlan, list[Standing]]] = []
+        self._lanes: dict[str, Lane] = {}
+        self._gathered: Plan | None = None  # the plan for which these two were made
         self.waits: Mapping[Member, Note] = {}
         self.fates: dict[str, Fate] = {}
         self.memories: dict[str, Memory] = {}
@@ -230,10 +242,10 @@ class Engine:
         """Return the siblings to look at because a probe is suspect, a few at a time."""
         found: list[Probe] = []
         waits = {name: fate.waits for name, fate in self.fates.items() if fate.waits}
-        names = {policy.lane(p) for p in self._suspects} | waits.keys()
-        lanes = self._lanes() if names else {}
-        for name in names:
-            group = lanes.get(name, set())
+        if not waits and not self._suspects:
+            return found
+        for name in {policy.lane(p) for p in self._suspects} | waits.keys():
+            group = lane.seats if (lane := self._lanes.get(name)) is not None else frozenset()
             down = [self.healths[p].bad_since for _, p in waits.get(name, ()) if p in self.healths]
             moments = [policy.first_fail(group, self.healths), *down]
             newest = max((m for m in moments if m is not None), default=None)
@@ -265,9 +277,7 @@ class Engine:
         if after.state is not before.state:
             self._say_state(checked, before, after)
             return True
-        return before.last is None or any(
-            f.waits and name == policy.lane(probe) for name, f in self.fates.items()
-        )
+        return before.last is None or bool(self._fate(policy.lane(probe)).waits)
 
     def watched(self) -> set[Probe]:
         """Return the probes that no member's removal depends on."""
@@ -481,11 +491,7 @@ class Engine:
         self._judge_fates(now)
         pairs: list[tuple[Standing, Decision, int | None]] = []
         urgent: set[Probe] = set()
-        members_of: dict[str, list[Standing]] = {name: [] for name in self.plan.services}
-        for member, standing in self.standings.items():
-            members_of.setdefault(member.service, []).append(standing)
-        for name, members in members_of.items():
-            service = self.plan.services.get(name) or ServicePlan(name)
+        for service, members in self._members:
             decisions = self._decide(service, members, now)
             urgent |= self._desperate(members)
             self.floors[service.name] = policy.minimum(service, members)
@@ -502,7 +508,7 @@ class Engine:
         self._urgent = urgent
         step = reconcile(
             pairs,
-            {name: self.plan.services.get(name) or ServicePlan(name) for name in members_of},
+            {service.name: service for service, _ in self._members},
             self.floors,
             self._disabled_at,
             self._eager(pairs) | self._doubtful({s.member.service for s, _, _ in pairs}, now),
@@ -527,9 +533,14 @@ class Engine:
 
     def _desperate(self, members: list[Standing]) -> set[Probe]:
         """Return the down probes, to be looked at fast, of a service that has nobody who passes."""
-        may = [s for s in members if policy.overridden(s) is None]
-        down = [{p for p in s.probes if self.healths[p].state is State.DOWN} for s in may]
-        return set().union(*down) if all(down) else set()
+        found: set[Probe] = set()
+        for standing in members:
+            if policy.overridden(standing) is None:
+                down = {p for p in standing.probes if self.healths[p].state is State.DOWN}
+                if not down:
+                    return down
+                found |= down
+        return found
 
     def _frozen(self, service: str, *kinds: str) -> Override | None:
         """Return the freeze of one of *kinds* that a service is under."""
@@ -550,34 +561,71 @@ class Engine:
                 self._events.append(Event("expired", fields=fields))
 
     def _stand(self, now: float) -> None:
-        """Gather for every member what policy may know of it."""
-        fresh = 2 * self.facts.interval
-        self.standings = {}
+        """Gather for every member what policy may know of it; what did not change stays."""
+        fresh = now - 2 * self.facts.interval
+        before, standings = self.standings, {}
+        same = list(before) == list(self.places)
         for member, place in self.places.items():
-            # a service that left hactl.yaml is here only while we own a disable in it
-            service = self.plan.services.get(member.service) or ServicePlan(member.service)
             node = place.node
             asked = self._asked.get(member)  # of the present plan and places
             if asked is None:
-                asked = self._asked[member] = self._probes(place, service)
+                asked = self._asked[member] = self._probes(place, self._service(member.service))
             probes, prefers = asked
             owned, barred = self.owned.get(member), self.barred.get(member)
             if owned is None and place.host.status is not HostStatus.DISABLED:
                 owned = barred
-            self.standings[member] = Standing(
+            standing = Standing(
                 member,
                 node,
                 self.plan.nodes[node].weight if node else 1,
                 place.host.status if place.shown else None,
                 place.since,
-                now < self._enabled_at.get(member, float("-inf")) + fresh,
+                fresh < self._enabled_at.get(member, float("-inf")),
                 place.fixed,
-                self._override(member.service, node),
+                self._override(member.service, node) if self.overrides else None,
                 owned,
                 probes,
                 prefers,
                 barred is not None,
                 place.host.parent is not None,
+            )
+            same = same and before.get(member) == standing
+            standings[member] = standing
+        if not same or self._gathered is not self.plan:
+            self.standings = standings
+            self._gather()
+
+    def _service(self, name: str) -> ServicePlan:
+        """Return a service's plan; one that left hactl.yaml is here while we own a disable in it."""
+        return self.plan.services.get(name) or ServicePlan(name)
+
+    def _gather(self) -> None:
+        """Sort the members by service, and their probes by what they share."""
+        self._gathered = self.plan
+        members: dict[str, list[Standing]] = {name: [] for name in self.plan.services}
+        checks: dict[str, str] = {}
+        seats: dict[str, set[Seat]] = {}
+        for member, standing in self.standings.items():
+            members.setdefault(member.service, []).append(standing)
+            override = standing.override
+            apart = standing.foreign or (override is not None and override.kind == "maint")
+            for probe in (*standing.probes, *standing.prefers):
+                name = policy.lane(probe)
+                checks[name] = probe.check
+                here = seats.setdefault(name, set())
+                if standing.node is not None and not apart:
+                    here.add((standing.node, probe))
+        self._members = [(self._service(name), each) for name, each in members.items()]
+        self._lanes = {}
+        for name, check in checks.items():
+            users = [
+                s for s in self.plan.services.values() if check in s.require or check in s.prefer
+            ]
+            self._lanes[name] = Lane(
+                check,
+                frozenset(seats[name]),
+                max((s.window for s in users), default=10.0),
+                max((s.grace for s in users), default=10.0),
             )
 
     def _override(self, service: str, node: str | None) -> Override | None:
@@ -588,48 +636,26 @@ class Engine:
         ]
         return max(found, key=lambda o: strength[o.kind], default=None)
 
-    def _lanes(self) -> dict[str, set[Seat]]:
-        """Return for each lane who is in it, neither foreign nor in maintenance."""
-        lanes: dict[str, set[Seat]] = {}
-        for s in self.standings.values():
-            apart = s.foreign or (s.override is not None and s.override.kind == "maint")
-            for probe in (*s.probes, *s.prefers):
-                seats = lanes.setdefault(policy.lane(probe), set())
-                if s.node is not None and not apart:
-                    seats.add((s.node, probe))
-        return lanes
+    def _fate(self, name: str) -> Fate:
+        return self.fates.get(name, policy.APART)
 
     def _judge_fates(self, now: float) -> None:
         """Judge each check over all its nodes, then bring shared causes to their effects."""
-        services = self.plan.services.values()
-        lanes = self._lanes()
-        checks = {
-            policy.lane(p): p.check
-            for s in self.standings.values()
-            for p in (*s.probes, *s.prefers)
-        }
-        for name in self.fates.keys() - lanes.keys():
+        for name in self.fates.keys() - self._lanes.keys():
             del self.fates[name]
-        for name, seats in lanes.items():
-            check = checks[name]
-            users = [s for s in services if check in s.require or check in s.prefer]
-            before = self.fates.get(name, Fate()).shared
+        for name, lane in self._lanes.items():
+            before = self._fate(name).shared
+            rule = self.plan.rules[lane.check]
             fate = policy.judge_fate(
-                frozenset(seats),
-                self.healths,
-                self.plan.rules[check],
-                before,
-                max((s.window for s in users), default=10.0),
-                max((s.grace for s in users), default=10.0),
-                now,
+                lane.seats, self.healths, rule, before, lane.window, lane.grace, now
             )
             self.fates[name] = fate
             if (before is None) != (fate.shared is None):
                 self._say_shared(name, before, fate.shared)
         for cause, effects in self.plan.causes.items():
-            for name, check in checks.items():
-                if check in effects:  # of the same family: the lane's name says which
-                    shared = self.fates.get(cause + name.removeprefix(check), Fate()).shared
+            for name, lane in self._lanes.items():
+                if lane.check in effects:  # of the same family: the lane's name says which
+                    shared = self._fate(cause + name.removeprefix(lane.check)).shared
                     if shared is not None:
                         self.fates[name] = replace(self.fates[name], cause=shared)
 
@@ -683,10 +709,12 @@ class Engine:
         """Name a required probe without a first result, until a detection bound has passed."""
         for standing in members:
             for probe in standing.probes:
-                rule = self.plan.rules[probe.check]
                 health = self.healths[probe]
+                if health.last is not None:
+                    continue
+                rule = self.plan.rules[probe.check]
                 bound = rule.interval + rule.fall * rule.timeout + (rule.fall - 1) * rule.fast
-                if health.last is None and now < health.since + bound:
+                if now < health.since + bound:
                     return str(probe)
         return ""
 

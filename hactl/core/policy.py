@@ -46,6 +46,8 @@ LOAD = 120.0  # seconds after a removal in which it may be the cause of what fol
 GUARDED = 900.0  # seconds of the first load guard; each one doubles it
 GUARD_MOST = 14400.0  # seconds of the longest; after twice that without one it starts anew
 NEVER = Health()
+PASSES = Note("require", "every required check passes")
+BADNESS = {State.DEGRADED: 1, State.DOWN: 2}  # of a preferred check
 
 Seat = tuple[str, Probe]  # a node and the probe that speaks for it there
 
@@ -94,6 +96,9 @@ class Fate(Struct, frozen=True):
         return found.names if found is not None else ""
 
 
+APART = Fate()  # of a lane where nobody is down
+
+
 def patience(rule: Rule) -> float:
     """Return how long, in seconds, a removal waits for its siblings' answers at most."""
     return 2 * (rule.timeout + 2 * rule.hedge) + 0.5
@@ -131,6 +136,8 @@ def judge_fate(
     neither is one whose probe never had a verdict.
     """
     found = {seat: healths.get(seat[1], NEVER) for seat in group}
+    if latch is None and not any(h.state is State.DOWN for h in found.values()):
+        return APART
     if latch is not None:
         if latch.recovered is None and any(
             health.well and (seat in latch.seats or not _before(health.looked, latch.since))
@@ -143,7 +150,7 @@ def judge_fate(
     seen = {s: h for s, h in found.items() if h.state is not State.UNKNOWN or h.bad}
     down = {s: h for s, h in seen.items() if h.state is State.DOWN}
     if not down:
-        return Fate()
+        return APART
     newest = max(h.bad_since for h in seen.values() if h.bad_since is not None)
     fresh = {
         seat: health
@@ -367,10 +374,11 @@ def view(
     waiting = degraded = False
     stays = standing.enabled and standing.member not in memory.out
     for probe in standing.probes:
-        health, fate = healths.get(probe, NEVER), fates.get(lane(probe), Fate())
-        degraded = degraded or health.state is State.DEGRADED
+        health = healths.get(probe, NEVER)
         if health.state is not State.DOWN:
+            degraded = degraded or health.state is State.DEGRADED
             continue
+        fate = fates.get(lane(probe), APART)
         text = f"{probe.check}: {health.reason}"
         if fate.suppresses(standing.node, probe):
             shared = f"{text}; {fate.names} fail together, so nobody is removed"
@@ -391,10 +399,11 @@ def view(
     worse: dict[str, int] = {}
     unsure = True
     for probe in standing.prefers:
-        health, fate = healths.get(probe, NEVER), fates.get(lane(probe), Fate())
-        bad = {State.DEGRADED: 1, State.DOWN: 2}.get(health.state, 0)
+        health = healths.get(probe, NEVER)
+        bad = BADNESS.get(health.state, 0)
         if not bad:
             continue
+        fate = fates.get(lane(probe), APART)
         text = f"{probe.check} is {health.state}: {health.reason}"
         guard = memory.guards.get(probe.check, LoadGuard())
         if fate.suppresses(standing.node, probe):
@@ -560,6 +569,8 @@ def _relieve(
     memory: Memory, standings: Sequence[Standing], healths: Mapping[Probe, Health], now: float
 ) -> Memory:
     """Forgive the members that were only restarted."""
+    if not memory.holds:
+        return memory
     holds = dict(memory.holds)
     for standing in standings:
         hold = holds.get(standing.member)
@@ -580,6 +591,8 @@ def _guard_load(
     now: float,
 ) -> Memory:
     """Undo a preferred check's removals if all who were left turned bad on it soon after."""
+    if not memory.guards:
+        return memory
     guards = dict(memory.guards)
     for check in service.prefer:
         guard = guards.get(check)
@@ -600,6 +613,8 @@ def _guard_load(
 
 def _prefer(round_: _Round) -> None:
     """Take out the worst of those that pass, as long as a better one serves and enough stay."""
+    if not any(v.worse for v in round_.views):
+        return
     total = sum(v.standing.weight for v in round_.views)
     # of those equally bad, who is out stays out
     order = sorted(round_.views, key=lambda v: (-v.badness, v.standing.enabled, -v.order))
@@ -648,6 +663,8 @@ def _exclusive(round_: _Round) -> Member | None:
 def _hold_the_floor(round_: _Round) -> None:
     """Call members back, or keep them, so that a service is never emptied."""
     views, floor = round_.views, round_.floor
+    if round_.weight() >= floor:
+        return
     by_rank = sorted(views, key=lambda v: v.rank(round_.memory.holds, round_.now))
     for v in by_rank:
         if round_.weight(waiting=True) >= floor:
@@ -687,6 +704,8 @@ def _pace(round_: _Round) -> None:
         and not v.waiting
         and not v.drained
     ]
+    if not leaving:
+        return
     entering = sum(
         v.member in round_.wanted | round_.kept.keys()
         and (not v.standing.enabled or v.standing.fresh)
@@ -790,8 +809,7 @@ def _decision(v: View, round_: _Round) -> Decision:
         return Decision(member, Want.IN, note.rule, told, tuple(notes))
     if member in round_.wanted or (v.waiting and not v.drained and not round_.service.exclusive):
         told = notes[0].text if notes else ""
-        notes = notes or [Note("require", "every required check passes")]
-        return Decision(member, Want.IN, "", told, tuple(notes))
+        return Decision(member, Want.IN, "", told, tuple(notes) or (PASSES,))
     if cause == "exclusive":
         notes.append(Note("exclusive", reason))
     swap = member in round_.swapped

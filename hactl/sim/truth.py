@@ -142,6 +142,7 @@ class Truth:
         self._events = events
         self._moods: dict[tuple[str, str], Mood] = {}
         self.cut = False
+        self.epoch = 0  # counts what began and ended
 
     def turn(self, edge: Edge) -> None:
         """Let an event begin or end."""
@@ -153,6 +154,7 @@ class Truth:
         else:
             self._active.pop(edge.number, None)
         self._moods.clear()
+        self.epoch += 1
 
     @property
     def restless(self) -> bool:

@@ -204,6 +204,7 @@ class World:
         self._shown: tuple[Service, ...] = ()
         self._stale_show = True
         self._serving: dict[str, frozenset[Member]] = {}
+        self._bad: dict[str, tuple[int, dict[Member, float]]] = {}  # of an epoch of the truth
         self._found: dict[int, HostStatus] = {}  # what relayd last knew of each host
         self._called: set[Member] = set()  # brought back by others than checks: floor, operator
         self._last_out: dict[Member, int] = {}
@@ -709,27 +710,34 @@ class World:
                 watcher.served(self)
 
     def _account(self, layout: Layout, serving: frozenset[Member]) -> None:
-        bad = {
-            s.member: self.truth.bad(s.node, layout.require, self._timeouts) for s in layout.seats
-        }
-        up = {
-            m
-            for service in self.model.services
-            if service.conf.name == layout.name
-            for position, table in enumerate(service.tables)
-            for host in table.hosts
-            if host.up is Seen.UP
-            for m in (Member(layout.name, position, host.conf.name),)
-        }
         position = min((m.table for m in serving), default=None)
         exclusive = bool(serving) and self.cluster.plan.services[layout.name].exclusive
         self.ledger.accounts[layout.name].set(
             self.now,
             serving,
-            bad,
+            self._badness(layout),
             self._excused,
-            lambda m: exclusive or (m in up and m.table != position),
+            lambda m: exclusive or (m.table != position and self._shown_up(m)),
             self._started,
+        )
+
+    def _badness(self, layout: Layout) -> dict[Member, float]:
+        """Return how bad each member really is, 0 to 1."""
+        epoch, bad = self._bad.get(layout.name, (-1, {}))
+        if epoch != self.truth.epoch:
+            bad = {
+                s.member: self.truth.bad(s.node, layout.require, self._timeouts)
+                for s in layout.seats
+            }
+            self._bad[layout.name] = (self.truth.epoch, bad)
+        return bad
+
+    def _shown_up(self, member: Member) -> bool:
+        return any(
+            host.up is Seen.UP and host.conf.name == member.host
+            for service in self.model.services
+            if service.conf.name == member.service
+            for host in service.tables[member.table].hosts
         )
 
     def _excused(self, member: Member) -> bool:
