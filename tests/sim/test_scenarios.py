@@ -12,7 +12,7 @@ from hactl.sim.simulate import simulate
 
 LONG = {  # days, or hours in which something happens all the time
     "antiphase", "antiphase-with-backup", "flapping-node", "loss-of-a-half", "lossy-check-of-relayd",
-    "ten-days-of-running", "three-checks-in-turn",
+    "lossy-way-to-one", "ten-days-of-running", "three-checks-in-turn",
 }  # fmt: skip
 FILES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
 
