@@ -118,6 +118,7 @@ class Scenario(Struct, frozen=True):
     expect: Expect
 
 
+_SIZES = {"loss": "share", "overload": "share", "slow": "by", "ahead": "by", "back": "by"}
 _OURS = ("nodes", "checks", "services", "defaults")  # sections of hactl.yaml
 _BLOCKS = ("hactl", "conf")  # whole files
 
@@ -146,7 +147,8 @@ def parse(
         _given(name, text, top, file) if config is None or conf is None else cluster(config, conf)
     )
     events = tuple(_event(each) for each in file.events)
-    problems += [*_strangers(name, top, events, what), *_unreadable(name, top, file.expect)]
+    problems += [*_strangers(name, top, events, what), *_idle(name, top, file, events)]
+    problems += _unreadable(name, top, file.expect)
     if problems:
         raise ConfigError(problems)
     return Scenario(
@@ -315,6 +317,20 @@ def _strangers(
                 names = ", ".join([*what.plan.rules, RELAYD])
                 text = f'no check "{check}"; there are {names}'
                 yield Problem(name, tree.line, tree.column, "events", text)
+
+
+def _idle(name: str, top: Map, file: File, events: tuple[Event, ...]) -> Iterator[Problem]:
+    """Say what would silently do nothing: events that are of no size, services without a table."""
+    items = next((t.items for t in _places(top, "events") if isinstance(t, List)), ())
+    for event, tree in zip(events, items, strict=False):
+        size = _SIZES.get(event.do)
+        if size is not None and not getattr(event, size):
+            yield Problem(name, tree.line, tree.column, f"events.{size}", f"{event.do} needs it")
+    for tree in _places(top, "services") if file.tables else ():
+        for service, (place, _) in tree.entries.items() if isinstance(tree, Map) else ():
+            if service not in file.tables:
+                yield Problem(name, place.line, place.column, f"services.{service}",
+                              "no such service in tables")  # fmt: skip
 
 
 def _unreadable(name: str, top: Map, expect: Expect) -> Iterator[Problem]:

@@ -103,6 +103,13 @@ def test_simulate_runs_a_story_on_an_operators_own_files(tmp_path: Path) -> None
         ("tables: {mx: {main: [A, B]}}", "tables: [mx", "not valid YAML"),
         ("empty: 5s", 'commands: ["go"]', 'expected "disable mx/A 5m..303s" (got "go")'),
         ("main: [A, B]", "main: [A, 'a b']", "expected"),
+        ("do: hang", "do: loss", "story.yaml:6:5: events.share: loss needs it"),
+        ("do: hang", "do: slow", "story.yaml:6:5: events.by: slow needs it"),
+        (
+            "duration: 10m",
+            "services: {imap: {require: [smtp]}}",
+            "services.imap: no such service in tables",
+        ),
     ],
 )
 def test_a_wrong_scenario_is_told_with_its_place(
