@@ -418,18 +418,24 @@ def lab_relayd(file: str, directory: str, macros: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("scenario")
 @click.option("-f", "--file", metavar="FILE", help="Run it on this hactl.yaml and its relayd.conf.")
+@click.option("--conf", metavar="FILE", help="With -f: this relayd.conf instead.")
 @click.option("--svg", metavar="FILE", help="Draw the run, and the peers', into FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print figures and timeline as JSON.")
-def simulate(scenario: str, file: str | None, svg: str | None, as_json: bool) -> None:
+def simulate(
+    scenario: str, file: str | None, conf: str | None, svg: str | None, as_json: bool
+) -> None:
     """Play SCENARIO in simulated time, and the same under the rules of others."""
     from hactl.config import ConfigError
     from hactl.sim.report import run
 
+    if conf and not file:
+        raise click.BadParameter("goes with a hactl.yaml: -f FILE", param_hint="--conf")
     try:
         code = run(
             Path(scenario),
             Path(file) if file else None,
             Path(svg) if svg else None,
+            conf=Path(conf) if conf else None,
             as_json=as_json,
             say=click.echo,
         )

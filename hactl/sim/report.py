@@ -47,8 +47,11 @@ class Report(Struct, frozen=True):
     disappointments: tuple[str, ...]
 
 
-def read(path: Path, file: Path | None) -> Scenario:
-    """Read a scenario, on the cluster of a hactl.yaml if one is given.  Raise ConfigError."""
+def read(path: Path, file: Path | None, conf: Path | None = None) -> Scenario:
+    """Read a scenario, on a hactl.yaml if one is given, and the relayd.conf that it names or *conf*.
+
+    Raise ConfigError.
+    """
     if file is None:
         scenario = load(path)
         if scenario.what is None:
@@ -56,7 +59,7 @@ def read(path: Path, file: Path | None) -> Scenario:
             raise ConfigError([config_.Problem(str(path), 0, 0, "", text)])
         return scenario
     config = config_.load(file)
-    return load(path, config, _relayd(config.relayd.conf))
+    return load(path, config, _relayd(conf or config.relayd.conf))
 
 
 def _relayd(path: Path) -> conf_.RelaydConf:
@@ -119,10 +122,16 @@ def row(name: str, figures: Figures) -> list[str]:
 
 
 def run(
-    path: Path, file: Path | None, svg: Path | None, *, as_json: bool, say: Callable[[str], None]
+    path: Path,
+    file: Path | None,
+    svg: Path | None,
+    *,
+    conf: Path | None = None,
+    as_json: bool,
+    say: Callable[[str], None],
 ) -> int:
     """Do what `hactl simulate` does; return its exit code.  Raise ConfigError, OSError."""
-    scenario = read(path, file)
+    scenario = read(path, file, conf)
     outcome, runs = compare(scenario)
     if svg is not None:
         assert scenario.what is not None

@@ -91,6 +91,13 @@ def test_simulate_runs_a_story_on_an_operators_own_files(tmp_path: Path) -> None
     result = hactl("simulate", scenario(tmp_path, story), "-f", files(tmp_path))
     assert result.exit_code == 0, result.output
     assert "host disable 1 mx/10.0.0.4" in result.output
+    other = tmp_path / "other.conf"
+    other.write_text(CONF.replace("10.0.0.4 retry 2, ", ""))
+    result = hactl(
+        "simulate", scenario(tmp_path, story), "-f", tmp_path / "hactl.yaml", "--conf", other
+    )
+    assert "host disable" not in result.output, "there is nobody but mx1"
+    assert hactl("simulate", scenario(tmp_path), "--conf", other).exit_code == 2
 
 
 @pytest.mark.parametrize(
