@@ -180,24 +180,29 @@ def classes(what: Cluster) -> dict[str, tuple[object, ...]]:
     }
 
 
-def _length(what: Cluster) -> float:
-    """Return how long a fault has to last so that every check can see it."""
-    rules = [what.plan.rules[c] for each in what.layouts for c in each.require]
+Fault = tuple[str, str, tuple[str, ...]]  # what, node, checks
+
+
+def _length(what: Cluster, *faults: Fault) -> float:
+    """Return how long faults have to last so that the checks that they are of can see them."""
+    seen = {c for _, _, checks in faults for c in checks}
+    if not seen:
+        seen = {c for each in what.layouts for c in each.require}
+    rules = [what.plan.rules[c] for c in seen]
     slowest = max((r.interval * r.fall + r.timeout for r in rules), default=10.0)
     return max(90.0, 3 * slowest)
 
 
-Fault = tuple[str, str, tuple[str, ...]]  # what, node, checks
-
-
 def _faults(what: Cluster, node: str) -> list[Fault]:
     """Return every fault that a node can have."""
-    checks = sorted({
-        c for each in what.layouts if any(s.node == node for s in each.seats) for c in each.require
-    })  # fmt: skip
+    mine = [each for each in what.layouts if any(s.node == node for s in each.seats)]
+    checks = {c for each in mine for c in each.require}
+    preferred = {c for each in mine for c in what.plan.services[each.name].prefer}
     found: list[Fault] = [("crash", node, ()), ("vanish", node, ()), ("hang", node, ())]
-    for check in checks:
+    for check in sorted(checks):
         found += [(do, node, (check,)) for do in ("refuse", "hang", "unknown", "slow", "loss")]
+    for check in sorted(preferred - checks):
+        found += [(do, node, (check,)) for do in ("warn", "hang")]
     return found
 
 
@@ -214,22 +219,23 @@ OURS = (("reload", None), ("restart", 3.0), ("down", 3.0), ("kill", 30.0), ("sta
 
 def singles(what: Cluster) -> Iterator[Case]:
     """Yield every single fault, of one node in each class."""
-    length = _length(what)
-    total = BEGIN + 2 * length + 60
     seen: set[tuple[object, ...]] = set()
     for node, kind in classes(what).items():
         if kind in seen:
             continue
         seen.add(kind)
         for fault in _faults(what, node):
+            length = _length(what, fault)
             event = _event(fault, BEGIN, length)
-            yield Case(str(event), "single", (event,), total)
+            yield Case(str(event), "single", (event,), BEGIN + 2 * length + 60)
         for fault in _faults(what, node):
             if fault[0] in ("crash", "refuse"):
                 event = _event(fault, BEGIN, 20.0, 40.0)
                 yield Case(f"{event}, on and off", "single", (event,), 1800.0)
     for do, lasts in OURS:
         yield Case(do, "single", (Event(BEGIN, do, lasts=lasts),), BEGIN + 240)
+    length = _length(what)
+    total = BEGIN + 2 * length + 60
     for check in sorted({c for each in what.layouts for c in each.require}):
         event = Event(BEGIN, "refuse", check=(check,), lasts=length)
         yield Case(f"refuse everywhere ({check})", "single", (event,), total)
@@ -239,8 +245,6 @@ def singles(what: Cluster) -> Iterator[Case]:
 
 def pairs(what: Cluster) -> Iterator[Case]:
     """Yield every pair of faults within a service; equal members stand for each other."""
-    length = _length(what)
-    total = BEGIN + SECOND + 2 * length + 60
     kinds = classes(what)
     seen: set[object] = set()
     for layout in what.layouts:
@@ -253,12 +257,16 @@ def pairs(what: Cluster) -> Iterator[Case]:
                         if first == second or key in seen:
                             continue
                         seen.add(key)
+                        length = _length(what, first, second)
                         events = (
                             _event(first, BEGIN, length),
                             _event(second, BEGIN + SECOND, length),
                         )
+                        total = BEGIN + SECOND + 2 * length + 60
                         yield Case(f"{events[0]}, then {events[1]}", "pair", events, total)
             for fault in _faults(what, one):
+                length = _length(what, fault)
+                total = BEGIN + SECOND + 2 * length + 60
                 for do, lasts in OURS:
                     beside = (kinds[one], do, fault[::2])
                     if beside not in seen:
@@ -465,9 +473,11 @@ def lines(verdict: Verdict) -> Iterator[str]:
         for name, seconds in sorted(each.emptied.items(), key=lambda e: -e[1]):
             yield f"{each.name}: emptied for {span(seconds)} by: {name}"
     yield ""
+    tried = verdict.single[0] + verdict.pairs[0] + verdict.sampled
     for rule, what in RULES.items():
         broken = verdict.broken.get(rule, [])
-        yield f"rule {rule:>2} {'BROKEN' if broken else 'holds '} {what}"
+        word = "BROKEN" if broken else "holds " if tried else "untried"
+        yield f"rule {rule:>2} {word} {what}"
         for text in broken[:3]:
             yield f"    {text}"
         if len(broken) > 3:

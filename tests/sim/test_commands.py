@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hactl.cli.main import main
+from hactl.sim.verify import read, singles
 
 SCENARIO = """
 about: A hangs
@@ -150,6 +151,21 @@ def test_verify_says_what_it_tried_and_what_holds(tmp_path: Path) -> None:
     result = hactl("verify", "-f", files(tmp_path), "--budget", "1s", "--jobs", 1)
     assert "rule  1 holds" in result.output
     assert "single faults" in result.output
+
+
+def test_verify_claims_nothing_of_what_it_did_not_try(tmp_path: Path) -> None:
+    result = hactl("verify", "-f", files(tmp_path), "--budget", "0s", "--jobs", 1)
+    assert "rule  1 untried" in result.output
+    assert "holds" not in result.output
+
+
+def test_verify_tries_the_faults_of_preferred_checks(tmp_path: Path) -> None:
+    checks = "{smtp: {type: smtp}, queue: {type: queue}}"
+    text = GOOD.replace("{smtp: {type: smtp}}", checks).replace(
+        "[smtp]}", "[smtp], prefer: [queue]}"
+    )
+    tried = {str(case.events[0]) for case in singles(read(files(tmp_path, text), None)[2])}
+    assert {"warn mx0 (queue)", "hang mx0 (queue)", "refuse mx0 (smtp)"} <= tried
 
 
 TABLE = "table <mx> { 10.0.0.4 retry 2, 10.0.0.5 retry 2 }"
