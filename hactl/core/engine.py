@@ -56,6 +56,7 @@ CYCLE = 1.0  # seconds between two readings of relayd
 NO_VERDICTS: Mapping[str, AbstractSet[str]] = {}  # no service has the hook
 STALE = 2 * CYCLE  # an observation older than this removes nobody
 FOREIGN = 600.0  # seconds after which people hear of a host that somebody else disabled
+UNSURE = 60.0  # seconds for which a command that was given up may still be carried out
 LANDED = 2.0  # seconds for which a command that was carried out late may have been sent twice
 FRESH = 5 * CYCLE  # a look at pf older than this says nothing of now
 TRIES = 3  # times that pf is asked to forget the same
@@ -122,6 +123,9 @@ class Engine:
         self._urgent: set[Probe] = set()  # of services that have nobody who passes
         self._enabled_at: dict[Member, float] = {}
         self._disabled_at: dict[Member, float] = {}
+        self._uncounted: dict[
+            Member, Decision
+        ] = {}  # disables of which nobody knows how they ended
         self._polling = Polling()
         self._next_polling = self._polling
         self.proof = Proof()
@@ -370,10 +374,13 @@ class Engine:
             if place is None or not place.shown:
                 continue
             if place.host.status is HostStatus.DISABLED:
+                if (decision := self._uncounted.pop(member, None)) is not None:
+                    self._removed_by(decision, now)
                 if owned.unsure > now + LANDED:  # it was carried out, with all that waited with it
                     self.owned[member] = replace(owned, unsure=now + LANDED)
             elif now >= owned.unsure:
                 del self.owned[member]
+                self._uncounted.pop(member, None)
 
     def _placed(self, observation: Observation, now: float) -> dict[Member, Place]:
         """Return every member of the plan's services, hidden ones where they were last seen."""
@@ -813,13 +820,20 @@ class Engine:
             return
         if action.verb is Verb.DISABLE:
             self._disabled_at[member] = now
+            self._uncounted.pop(member, None)
             if done:
-                memory = self.memories.get(member.service, Memory())
-                self.memories[member.service] = memory.removed(self.decisions[member], now)
+                self._removed_by(self.decisions[member], now)
+            elif unsure:  # it counts when it shows
+                self._uncounted[member] = self.decisions[member]
             if unsure and member in self.owned:
                 self.owned[member] = replace(self.owned[member], unsure=now + unsure)
         elif done:
             self._enabled_at[member] = now
+
+    def _removed_by(self, decision: Decision, now: float) -> None:
+        """Count a removal that relayd carried out, for holds, pace and load guards."""
+        name = decision.member.service
+        self.memories[name] = self.memories.get(name, Memory()).removed(decision, now)
 
     # proof
 

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from hactl.core.policy import Standing
 
 FORCED = ("drain", "maint", "pin", "freeze")  # what operators want is as wanted
+ENDS = {  # what has no time of its own ends so
+    "shared fate": "ends once one of them is up and the grace has passed",
+    "drain": "ends with hactl resume",
+    "maint": "ends with hactl resume",
+    "pin": "ends with hactl resume",
+    "freeze": "ends with hactl thaw",
+    "foreign": "ends when somebody enables it, or with hactl resume --foreign",
+}
 STALE_ALERT = 300.0  # seconds after which people hear of a probe that finds out nothing
 
 
@@ -37,7 +45,8 @@ class Link(Struct, frozen=True):
 class ProbeView(Struct, frozen=True):
     """A probe as it stands: `streak` results in a row of the `row` that would change *state*.
 
-    *stale*: nothing has been found out for three intervals.
+    *turns* of *turn_row* do so for the way between up and degraded.  *stale*: nothing has been
+    found out for three intervals.
     """
 
     node: str
@@ -54,6 +63,8 @@ class ProbeView(Struct, frozen=True):
     stale: bool = False
     count: int = 0
     down_count: int = 0
+    turns: int = 0
+    turn_row: int = 0
 
 
 class MemberView(Struct, frozen=True):
@@ -86,6 +97,7 @@ class MemberView(Struct, frozen=True):
     probes: tuple[str, ...]
     barred: bool = False
     serving: bool = False
+    prefers: tuple[str, ...] = ()
 
 
 class ServiceView(Struct, frozen=True):
@@ -234,10 +246,15 @@ def _members(engine: Engine, service: str, now: float) -> Iterable[MemberView]:
             f"would: {want}" if differs and not acts else "",
             (healthy and passing == len(standing.probes))
             or ((forced in FORCED or cause == "exclusive") and not differs and proved),
-            tuple(f"{p.node}/{p.check}@{p.address}" for p in standing.probes),
+            _names(standing.probes),
             standing.barred,
             _serves(engine, standing, now),
+            _names(standing.prefers),
         )
+
+
+def _names(probes: Sequence[Probe]) -> tuple[str, ...]:
+    return tuple(f"{p.node}/{p.check}@{p.address}" for p in probes)
 
 
 def _why(engine: Engine, probes: Sequence[Probe]) -> str:
@@ -272,6 +289,8 @@ def _probe(engine: Engine, now: float) -> Iterable[ProbeView]:
             _stale_for(engine, probe, now) > 0,
             health.count,
             rule.down_count,
+            health.turns,
+            rule.rise if health.state is State.DEGRADED else rule.fall,
         )
 
 
@@ -348,12 +367,12 @@ def _explain(snap: Snapshot, service: ServiceView, member: MemberView) -> Iterab
     if member.decision:
         yield f"  decision   {member.decision}"
     for link in member.chain:
-        ends = "" if link.ends_in is None else f" (ends in {span(link.ends_in)})"
-        yield f"  {link.rule:<10} {link.text}{ends}"
+        ends = ENDS.get(link.rule) if link.ends_in is None else f"ends in {span(link.ends_in)}"
+        yield f"  {link.rule:<10} {link.text}" + (f" ({ends})" if ends else "")
     if member.would:
         yield f"  mode       observe: nothing is sent; {member.would}"
     yield "  checks"
-    used = set(member.probes)
+    used = {*member.probes, *member.prefers}
     for probe in snap.probes:
         if f"{probe.node}/{probe.check}@{probe.address}" in used:
             yield _probe_line(probe)
@@ -375,9 +394,14 @@ def _change(probe: ProbeView) -> str | None:
         return f"up after {left} more successes in a row"
     if probe.state == State.UNKNOWN:
         return f"up at its first success, down after {left} fails in a row"
+    changes = []
+    if probe.state == State.DEGRADED:
+        changes.append(f"up after {probe.turn_row - probe.turns} more without a warning in a row")
+    elif probe.turns:
+        changes.append(f"degraded after {probe.turn_row - probe.turns} more warnings in a row")
     if probe.streak or probe.count:
         more = probe.down_count - probe.count
-        return (
+        changes.append(
             f"down after {left} more fails in a row, or {more} more before it is well for a while"
         )
-    return None
+    return "; ".join(changes) or None

@@ -22,7 +22,7 @@ from hactl.agent.fetch import Agents
 from hactl.agent.serve import Findings, Serving
 from hactl.config import Config, ConfigError
 from hactl.core import explain
-from hactl.core.engine import CYCLE, Engine, Event
+from hactl.core.engine import CYCLE, UNSURE, Engine, Event
 from hactl.core.explain import Snapshot
 from hactl.core.model import Action, Checked, HostStatus, Member, Override, Owned, Probe, Verb
 from hactl.core.policy import Memory
@@ -45,7 +45,6 @@ log = logging.getLogger("hactld")
 
 RELAYD_SOCKET = Path("/var/run/relayd.sock")
 INTENT = 0.25  # seconds a removal waits for its intent to be on disk
-UNSURE = 60.0  # seconds for which a command that outlived its deadline may still be carried out
 UNWRITTEN = Owned(-1, "")  # stands for a record that is not on disk
 WIDE = 10.0  # seconds between two looks at pf's rules and source entries, and at a pf that is shut
 RELOADING = 60.0  # seconds for which `hactl relayd-reload` may have relayd to itself

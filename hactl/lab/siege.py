@@ -24,7 +24,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from hactl import config as config_
-from hactl.core.engine import CYCLE, Engine
+from hactl.core.engine import CYCLE, UNSURE, Engine
 from hactl.core.model import (
     Action,
     Checked,
@@ -47,7 +47,6 @@ LIMIT = 90.0  # seconds until the desired state must be reached
 CALM = 2.0  # seconds for which it must hold
 TRANSIT = 0.001  # seconds that a result is on its way inside relayd
 TOOK = 0.002  # seconds that a command takes
-UNSURE = 60.0  # seconds, as in the daemon
 CHUNK = 250  # events of one life of a cluster
 WORDS = ("127.0.0.4", "127.0.0.5", "127.0.0.6")
 A, B, C = WORDS

@@ -91,6 +91,11 @@ def story(seed: int) -> Story:
         at += rng.choice(GAPS)
         events.append(_event(rng, round(at, 1), nodes, list(tables)))
     duration = at + rng.choice((300.0, 1200.0, 3600.0))
+    rng = random.Random(f"late {seed}")  # of its own: the other stories stay what they were
+    if rng.random() < 0.25:
+        lasts = rng.choice((3.0, 60.0, 600.0, 3600.0))
+        events.append(Event(round(rng.uniform(0.0, at), 1), "late", lasts=lasts))
+        events.sort(key=lambda event: event.at)
     return Story(seed, tables, "\n".join(lines), tuple(events), duration)
 
 

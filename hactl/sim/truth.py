@@ -19,7 +19,7 @@ FOREVER = float("inf")
 
 Fault = Literal["crash", "vanish", "hang", "refuse", "slow", "warn", "unknown", "loss", "overload"]
 Deed = Literal[
-    "cut", "lag", "stall", "kill", "mute", "ahead", "back",
+    "cut", "lag", "stall", "kill", "mute", "late", "ahead", "back",
     "reload", "restart", "down",
     "disable", "enable", "drain", "maint", "pin", "resume", "freeze", "hands-off", "thaw",
 ]  # fmt: skip
@@ -41,6 +41,7 @@ DEEDS: Mapping[str, str] = {
     "stall": "hactld stands still and then goes on",
     "kill": "hactld is killed, and started after `for` with what it had stored",
     "mute": "relayctl gives no answer",
+    "late": "relayctl is given up before it answers; relayd carries its commands out all the same",
     "ahead": "the wall clock jumps ahead `by`",
     "back": "the wall clock jumps back `by`",
     "reload": "relayd is reloaded; `shift` adds to its ids",

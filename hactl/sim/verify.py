@@ -214,7 +214,7 @@ def _event(fault: Fault, at: float, lasts: float, every: float | None = None) ->
 
 
 OURS = (("reload", None), ("restart", 3.0), ("down", 3.0), ("kill", 30.0), ("stall", 20.0),
-        ("lag", 60.0), ("mute", 60.0), ("cut", 30.0))  # fmt: skip
+        ("lag", 60.0), ("mute", 60.0), ("late", 60.0), ("cut", 30.0))  # fmt: skip
 
 
 def singles(what: Cluster) -> Iterator[Case]:

@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from hactl.config import Config
-from hactl.core.engine import CYCLE, Engine
+from hactl.core.engine import CYCLE, UNSURE, Engine
 from hactl.core.model import (
     Action,
     Checked,
@@ -177,6 +177,7 @@ class World:
         self.model = Model()
         self.down = False  # relayd is
         self.mute = False  # relayctl is
+        self.late = False  # relayctl's answers are, and are not waited for
         self.lag = self.stalled = False
         self.foreign: set[Member] = set()  # disabled by hand, and seen by hactl
         self.reborn: float | None = None  # when hactld was last started
@@ -355,6 +356,8 @@ class World:
                 self.lag = begins
             case "mute":
                 self.mute = begins
+            case "late":
+                self.late = begins
             case "ahead" | "back":
                 self._wall += event.by if event.do == "ahead" else -event.by
             case "stall":
@@ -599,7 +602,7 @@ class World:
             self._act(action)
             self._run_relayd()
             self.settle()
-            if action.verb is Verb.POLL:
+            if action.verb is Verb.POLL or self.late:
                 break
         if self.now >= self._planned:
             self._planned += CYCLE * (1 + (self.now - self._planned) // CYCLE)
@@ -636,7 +639,8 @@ class World:
             reply = self.model.command(action.words(), self.now)
             done = reply.stdout == "command succeeded\n"
         self._touched()
-        engine.acted(action, self.now, done=done)
+        late = self.late and not action.hook
+        engine.acted(action, self.now, done=done and not late, unsure=UNSURE if late else 0.0)
         self.log.append((self.now - START, action))
         self._say("hactl", f"{' '.join(action.words())} {action.member or ''}: {action.reason}")
         if action.verb is not Verb.POLL:

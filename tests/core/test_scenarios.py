@@ -911,3 +911,34 @@ def test_one_that_comes_in_makes_room_for_one_removal_beside_the_pace() -> None:
     assert world.switches() == ["host disable 3", "host enable 3"]
     out = [at for at, words in world.run(100).log if "disable" in words][1:]
     assert [sum(at < end for at in out) for end in (120, 165, 180)] == [3, 3, 5]
+
+
+def test_removals_that_relayctl_did_not_live_to_confirm_take_holds_like_others() -> None:
+    world = World({"mx": (("A", "B"),)}, late={Verb.DISABLE}, say=flapping("A", 30, 30))
+    assert 0 < hourly(world.run(2 * 3600), "A") <= 15
+
+
+def test_removals_that_relayctl_did_not_live_to_confirm_are_paced_like_others() -> None:
+    world = World({"mx": (tuple("ABCDEFGHIJ"),)}, late={Verb.DISABLE}).run(20)
+    world.say = failing("A", "B", "C", "D", "E")
+    world.run(20)
+    assert sum(host.disabled for host in world.hosts.values()) == 2
+
+
+def test_a_removal_of_unknown_outcome_that_was_not_carried_out_takes_no_hold() -> None:
+    world = World({"mx": (("A", "B"),)}, refused={Verb.DISABLE}, late={Verb.DISABLE}).run(20)
+    world.say = failing("A")
+    world.run(90)
+    world.say = lambda probe, now: OK
+    world.run(90)
+    assert world.engine.memories["mx"].holds == {}
+
+
+def test_explain_says_of_a_preferred_check_what_would_change_it() -> None:
+    plan = {"mx": ServicePlan("mx", ("smtp",), prefer=("spamd",))}
+    world = World(PAIR, checks=("smtp", "spamd"), plans=plan)
+    world.say = lambda probe, now: WARNED if probe == Probe("A", "spamd", "10.0.0.1") else OK
+    world.run(60)
+    lines = explain(snapshot(world.engine, world.now, "0", (), {}), "mx/A")
+    spamd = next(n for n, line in enumerate(lines) if line.startswith("    spamd "))
+    assert lines[spamd + 1].strip() == "up after 3 more without a warning in a row"

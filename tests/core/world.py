@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from hactl.core.engine import CYCLE, Engine
+from hactl.core.engine import CYCLE, UNSURE, Engine
 from hactl.core.model import (
     Action,
     Checked,
@@ -61,6 +61,7 @@ class World:
     looks: list[tuple[float, Probe]] = field(default_factory=list)
     empty: dict[str, float] = field(default_factory=dict)
     refused: set[Verb] = field(default_factory=set)  # what relayctl refuses to do
+    late: set[Verb] = field(default_factory=set)  # what is carried out after relayctl was given up
 
     def __post_init__(self) -> None:
         words = sorted({w for tables in self.tables.values() for t in tables for w in t})
@@ -167,7 +168,8 @@ class World:
             self.engine.intend(action)
             if done:
                 self.carry_out(action)
-            self.engine.acted(action, self.now, done=done)
+            late = action.verb in self.late
+            self.engine.acted(action, self.now, done=done and not late, unsure=UNSURE * late)
         raise AssertionError(f"no end of actions: {self.log[-6:]}")
 
     def restart_hactld(self) -> None:
