@@ -560,7 +560,7 @@ def decide(
     back = frozenset(m for m, d in found.items() if d.want is Want.IN)
     if memory.out & back:
         memory = replace(memory, out=memory.out - back)
-    memory, found = _freeze(frozen, memory, views, found)
+    memory, found = _freeze(frozen, service, memory, views, found)
     decisions.update(found)
     return [decisions[s.member] for s in standings], memory
 
@@ -725,6 +725,7 @@ def _pace(round_: _Round) -> None:
 
 def _freeze(
     frozen: Override | None,
+    service: ServicePlan,
     memory: Memory,
     views: Sequence[View],
     found: dict[Member, Decision],
@@ -740,6 +741,8 @@ def _freeze(
         latched = frozenset(
             v.member for v in views if v.standing.enabled and v.member not in memory.out
         )
+        if service.exclusive and memory.owner in latched:
+            latched = frozenset({memory.owner})  # a restart may have brought others back just now
         memory = replace(memory, latched=latched)
     for v in views:
         decision = found[v.member]
