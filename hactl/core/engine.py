@@ -381,6 +381,19 @@ class Engine:
             elif now >= owned.unsure:
                 del self.owned[member]
                 self._uncounted.pop(member, None)
+                self._say_undone(member)
+
+    def _say_undone(self, member: Member) -> None:
+        """Tell that a host we want out is enabled: a hand, or a load of relayd; it goes again."""
+        decision = self.decisions.get(member)
+        if decision is not None and decision.want is Want.OUT:
+            fields = (
+                ("service", member.service),
+                ("host", member.host),
+                ("cause", decision.cause),
+                ("reason", "somebody enabled it, or relayd was loaded; it is disabled again"),
+            )
+            self._events.append(Event("undone", decision.id, fields, "warning"))
 
     def _placed(self, observation: Observation, now: float) -> dict[Member, Place]:
         """Return every member of the plan's services, hidden ones where they were last seen."""

@@ -106,6 +106,19 @@ def test_a_disable_that_outlives_a_load_is_somebody_elses() -> None:
     assert "reloaded" in bench.names()
 
 
+def test_a_disable_that_somebody_undid_is_told_and_sent_again() -> None:
+    bench = Bench()
+    bench.fail(A)
+    bench.cycle(9.0)  # past the wait for witnesses
+    bench.disable(A)
+    bench.cycle()
+    bench.names()
+    bench.status[A] = UNKNOWN
+    again = bench.cycle()
+    assert [a.words() for a in again if a.verb is Verb.DISABLE] == [("host", "disable", "1")]
+    assert "undone" in bench.names()
+
+
 def test_a_disable_sent_since_the_load_stays_ours() -> None:
     bench = Bench()
     bench.cycle()
