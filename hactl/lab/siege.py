@@ -617,10 +617,14 @@ class Cluster:
             and Member(*k) in owned
             and owned[Member(*k)].unsure <= self.now
         ]
+        counts = self.model is not None and any(
+            h.checks and not h.disabled for h in hosts(self.model).values()
+        )
+        chosen = ours[:1] if counts else []  # hactld(8), CAVEATS: nothing tells of this load
         self._load()
-        for key in ours[:1]:
+        for key in chosen:
             self._switch(key, "disable")
-        return f"relayd reloads, and {ours[:1]} is disabled by hand at once"
+        return f"relayd reloads, and {chosen} is disabled by hand at once"
 
     def _restart(self) -> str:
         """End relayd, cleanly or not, and start it after a while."""
