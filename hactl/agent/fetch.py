@@ -346,9 +346,18 @@ class Agents:
 
         timer = self._loop.call_later(check.timeout, late)
         if link is None:
-            self._loop.call_soon(ended, f"node {probe.node} has none in hactl.yaml")
+            self._loop.call_soon(ended, _none(probe.node))
         else:
             forget = link.ask(check.interval / 2, ended)
+
+    async def ask(self, node: str) -> Heard | str:
+        """Ask the agent of *node* now; return its answer, or what is wrong with it."""
+        link = self._links.get(node)
+        if link is None:
+            return _none(node)
+        heard: asyncio.Future[Heard | str] = self._loop.create_future()
+        link.ask(0.0, heard.set_result)
+        return await heard
 
     def alerts(self) -> list[str]:
         """Say which agents are silent."""
@@ -366,6 +375,10 @@ class Agents:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         self._links = {}
+
+
+def _none(node: str) -> str:
+    return f"node {node} has none in hactl.yaml"
 
 
 def _keyed(directory: Path, names: Iterable[str]) -> dict[str, tuple[ssl.SSLContext, bytes] | str]:

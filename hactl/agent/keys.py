@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from checks._tls import NO_CHECK_TIME
+from checks._tls import NO_CHECK_TIME, dates
 from hactl.config import is_name
 
 OPENSSL = "openssl"
@@ -60,6 +60,14 @@ def trusted(directory: Path) -> dict[str, Path]:
 def fingerprint(path: Path) -> bytes:
     """Return the SHA-256 of the certificate in the file at *path*.  Raise KeysError."""
     return hashlib.sha256(_certificate(path)).digest()
+
+
+def ends(path: Path) -> float:
+    """Return when the certificate in the file at *path* ends, in Unix seconds.  Raise KeysError."""
+    try:
+        return dates(_certificate(path))[1]
+    except ValueError:
+        raise KeysError(f"{path}: not a certificate in PEM") from None
 
 
 def shown(digest: bytes) -> str:

@@ -16,6 +16,8 @@ from typing import TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from hactl.agent import Answer as AgentAnswer
+from hactl.agent.fetch import judge as judge_answer
 from hactl.config import Config
 from hactl.core.explain import Snapshot
 from hactl.core.model import HostStatus, Kind, Observation, Service, Verdict
@@ -107,6 +109,8 @@ class Role(StrEnum):
     STATE = "state"
     PROGRAM = "program"
     LOGIN = "login"
+    KEY = "key"
+    CERTIFICATE = "certificate"
 
 
 class File(Struct, frozen=True):
@@ -164,6 +168,28 @@ class Certified(Struct, frozen=True):
     left_days: float | None = None
 
 
+class Asked(Struct, frozen=True):
+    """What a node's agent, asked for *checks*, answered at once, or *why* it did not.
+
+    *may*: we are allowed what it takes to ask.
+    """
+
+    node: str
+    url: str
+    checks: tuple[str, ...]
+    answer: AgentAnswer | None = None
+    why: str = ""
+    may: bool = True
+
+
+class Pinned(Struct, frozen=True):
+    """A certificate by which agents and balancers know each other: its file, and what is left."""
+
+    path: str
+    left_days: float | None = None
+    why: str = ""
+
+
 class Other(Struct, frozen=True):
     """A hactld that runs, and the relayctl and socket that it steers, if its file can be read."""
 
@@ -206,8 +232,13 @@ class Facts(Struct, frozen=True):
     disks: tuple[Disk, ...] = ()
     resolved: Mapping[str, Resolved] = {}
     certified: tuple[Certified, ...] = ()
+    agents: tuple[Asked, ...] = ()
+    pinned: tuple[Pinned, ...] = ()
     descriptors: int | None = None
     others: tuple[Other, ...] | Unread = ()
+
+
+READ = {Role.OURS, Role.LOGIN, Role.AUTHORITY, Role.KEY, Role.CERTIFICATE}  # by hactld itself
 
 
 # Judgement
@@ -215,7 +246,8 @@ class Facts(Struct, frozen=True):
 
 def judge(facts: Facts) -> list[Row]:
     """Judge every fact, in the order of the page; hactld need not say again what was found."""
-    rows = [row for part in PARTS for row in part(facts)]
+    parts = PARTS if facts.config.node is None else NODE_PARTS
+    rows = [row for part in parts for row in part(facts)]
     found = {row.found for row in rows if row.what != "alerts"}
     return [row for row in rows if row.what != "alerts" or row.found not in found]
 
@@ -645,12 +677,13 @@ def _file(file: File, account: str | Unread) -> Iterator[Row]:
     if file.mode & 0o002:
         found = f"{file.role} {mode}: everybody may change it"
         yield error("files", found, f"chmod o-w {path}")
-    if file.role is Role.LOGIN and file.mode & 0o040 and file.group not in TRUSTED | {account}:
-        found = f"login {mode}: everybody in group {file.group} may read the password"
+    secret = {Role.LOGIN: "the password", Role.KEY: "it"}.get(file.role)
+    if secret and file.mode & 0o040 and file.group not in TRUSTED | {account}:
+        found = f"{file.role} {mode}: everybody in group {file.group} may read {secret}"
         yield error("secrets", found, f"chgrp _hactl {path}")
     if not account or isinstance(account, Unread):
         return
-    if file.role in (Role.OURS, Role.LOGIN, Role.AUTHORITY) and not file.readable:
+    if file.role in READ and not file.readable:
         found = f"{file.role} {path} cannot be read by {account}, which hactld becomes"
         yield error("files", found, f"chgrp {account} {path}; chmod g+r {path}")
     if file.role is Role.DIRECTORY and file.owner != account:
@@ -726,12 +759,69 @@ def _descriptors(f: Facts) -> Iterator[Row]:
         yield ok("descriptors", f"{f.descriptors} conversations at a time, {needed} may be needed")
 
 
+def _agents(f: Facts) -> Iterator[Row]:
+    """Judge whether the agents of nodes answer, and with what is asked for."""
+    if f.config.node is not None:
+        yield ok("agent", f"of {f.config.node}: nothing is steered here, relayd is not looked at")
+    ages, rows = [], []
+    for each in f.agents:
+        if each.answer is None:
+            rows.append(_silent(f, each))
+            continue
+        if f.version and each.answer.version != f.version:
+            found = f"of {each.node}: hactl {each.answer.version}, here it is {f.version}"
+            rows.append(warning("agents", found, "the same release on both; restart hactld there"))
+        for name in each.checks:
+            told = judge_answer(each.answer, name, f.config.checks[name], 0.0)
+            report = each.answer.checks.get(name)
+            if told.stamp is not None and report is not None:
+                ages.append(report.age)
+                continue
+            found = f"of {each.node}: {name}: {told.result.reason.removeprefix('the agent ')}"
+            if report is None:
+                hint = f"a check {name} in hactl.yaml of {each.node}, and hactl reload there"
+                rows.append(error("agents", found, hint))
+            elif "is of type" in found:
+                hint = f"type: {report.type} here, or another type there"
+                rows.append(error("agents", found, hint))
+            else:
+                hint = f"look again; then hactl status and the log of hactld on {each.node}"
+                rows.append(warning("agents", found, hint))
+    yield from rows
+    if f.agents and not rows:
+        found = f"{_many(f.agents, 'agent')} asked, the oldest look ended {span(max(ages))} ago"
+        yield ok("agents", found)
+
+
+_UNHEARD = (  # what is wrong with an agent, and what helps
+    ("has none in", "agent: true at {node} in hactl.yaml"),
+    ("no certificate of", "copy cert.pem of {node} here; hactl agent trust FILE; hactl reload"),
+    ("no key in", "hactl agent keygen; on {node}: hactl agent trust, with cert.pem of this one"),
+    (
+        "another certificate",
+        "if it was made anew: rm {keys}/trusted/{node}.pem, and trust it again",
+    ),
+    ("trust us", "on {node}: hactl agent trust, with {keys}/cert.pem of this one; hactl reload"),
+    ("speaks protocol", "the same release of hactl on both"),
+    ("says it is", "node: in hactl.yaml of {node}, or another address here"),
+    ("", "on {node}: hactl doctor; does it listen at {url}, and does pf let us in?"),
+)
+
+
+def _silent(f: Facts, agent: Asked) -> Row:
+    if not agent.may:
+        return _unread("agents", Unread(agent.why), f"of {agent.node}: ")
+    hint = next(hint for words, hint in _UNHEARD if words in agent.why)
+    hint = hint.format(node=agent.node, keys=f.config.agent.keys, url=agent.url)
+    return error("agents", f"of {agent.node}: {agent.why}", hint)
+
+
 REFUSED = re.compile(r"tls: .*(certificate|authority)")
 
 
 def _certificates(f: Facts) -> Iterator[Row]:
     good = []
-    for look in f.certified:
+    for look in (*f.certified, *_told(f)):
         where, left = f"{look.check} on {look.node}", look.left_days
         refused = look.verdict is Verdict.FAIL and REFUSED.match(look.reason) is not None
         if left is not None and left < EXPIRES and (left < 0 or not refused):
@@ -743,9 +833,30 @@ def _certificates(f: Facts) -> Iterator[Row]:
             yield error("certificates", f"{where}: {look.reason.removeprefix('tls: ')}", hint)
         elif left is not None:
             good.append(left)
+    for pin in f.pinned:
+        if pin.left_days is None:
+            yield error(
+                "certificates", pin.why, "hactl agent trust, with the other side's cert.pem"
+            )
+        elif pin.left_days < EXPIRES:
+            ends = f"ends in {pin.left_days:.0f} days" if pin.left_days >= 0 else "has expired"
+            hint = "hactl goes by the key alone, others who ask an agent may not; make it anew"
+            yield warning("certificates", f"{pin.path}: {ends}", hint)
+        else:
+            good.append(pin.left_days)
     if good:
-        found = f"{_many(good, 'port')} asked, the first ends in {min(good):.0f} days"
+        found = f"{_many(good, 'certificate')} seen, the first ends in {min(good):.0f} days"
         yield ok("certificates", found)
+
+
+def _told(f: Facts) -> Iterator[Certified]:
+    """Yield what agents say of certificates."""
+    for each in f.agents:
+        reports = {} if each.answer is None else each.answer.checks
+        for name in each.checks:
+            if name in reports and (found := reports[name].result) is not None:
+                left = found.measures.get("left_days")
+                yield Certified(each.node, name, found.verdict, found.reason, left)
 
 
 _ROLE = re.compile(r"^(carp[0-9]+):|^\s*carp: ([A-Z]+)\b", re.MULTILINE)
@@ -798,7 +909,10 @@ def steers(config: Config) -> tuple[str, str]:
 
 PARTS: Sequence[Callable[[Facts], Iterable[Row]]] = (
     _config, _conf, _relayctl, _matches, _speed, _kinds, _scripts, _pf, _hactld, _others, _files,
-    _disks, _clock, _resolver, _descriptors, _certificates, _carp,
+    _disks, _clock, _resolver, _descriptors, _agents, _certificates, _carp,
+)  # fmt: skip
+NODE_PARTS: Sequence[Callable[[Facts], Iterable[Row]]] = (
+    _config, _agents, _hactld, _files, _disks, _clock, _resolver, _descriptors, _certificates,
 )  # fmt: skip
 
 

@@ -25,14 +25,19 @@ from msgspec.structs import replace
 import hactl
 from checks import Option
 from hactl import config as config_
+from hactl.agent import keys
+from hactl.agent.fetch import Agents, Heard
+from hactl.agent.keys import KeysError
 from hactl.cli import ask as ask_
 from hactl.cli._judge import (
+    Asked,
     Certified,
     Disk,
     Facts,
     File,
     Level,
     Other,
+    Pinned,
     Printed,
     Resolved,
     Role,
@@ -45,7 +50,7 @@ from hactl.cli._judge import (
     judge,
     steers,
 )
-from hactl.config import Config, ConfigError
+from hactl.config import Config, ConfigError, FromAgent
 from hactl.core.explain import Snapshot
 from hactl.core.model import Checked, Kind, Observation, Probe
 from hactl.core.proof import canonical
@@ -65,6 +70,7 @@ SOCKET = "/var/run/relayd.sock"  # relayd's, unless a file says otherwise
 PATIENCE = 5.0  # seconds for hactld, and for a name
 AGAIN = 10.0  # seconds at most until pf is looked at once more
 LOOKS = 100  # certificates
+DAY = 86400.0  # seconds
 ELSEWHERE = Unread("not OpenBSD: not looked at", absent=True)
 
 
@@ -104,13 +110,17 @@ async def gather(path: Path, control: str | None) -> Facts:
         disks=tuple(map(_disk, (config.state_dir, config.run_dir))),
         resolved=names,
         certified=await _certificates(config, conf),
+        agents=await _agents(config, conf),
+        pinned=tuple(_pinned(config)),
         descriptors=None if isinstance(status, Unread) else status.counts.get("cap"),
         others=await asyncio.to_thread(_others),
     )
-    return await _relayd(facts, programs)
+    return facts if config.node is not None else await _relayd(facts, programs)
 
 
 def _conf(config: Config) -> RelaydConf | Unread:
+    if config.node is not None:
+        return Unread("not looked at: a mail server's hactld steers nothing", absent=True)
     try:
         return conf_.read(config.relayd.conf)
     except ConfError as error:
@@ -276,6 +286,19 @@ def _named(config: Config) -> Iterator[tuple[str, Role]]:
                 yield value.path, Role.LOGIN
             elif field == "ca" and value is not None:
                 yield str(value), Role.AUTHORITY
+    certificates = _shown(config)
+    if certificates:
+        yield str(keys.own(config.agent.keys)[1]), Role.KEY
+    yield from ((str(path), Role.CERTIFICATE) for path in certificates)
+
+
+def _shown(config: Config) -> list[Path]:
+    """Return the certificates that agents and those who ask them show each other."""
+    asks = any(isinstance(check.option, FromAgent) for check in config.checks.values())
+    if config.node is None and not asks:
+        return []
+    files = [keys.own(config.agent.keys)[0], *keys.trusted(config.agent.keys).values()]
+    return [path for path in files if path.exists()]
 
 
 def _reads(path: Path, account: Account) -> bool:
@@ -391,6 +414,39 @@ def _probes(config: Config, conf: RelaydConf | Unread) -> set[Probe]:
     return {Probe(node, check, config.nodes[node].addresses[0]) for node, check in used}
 
 
+async def _agents(config: Config, conf: RelaydConf | Unread) -> tuple[Asked, ...]:
+    """Ask the agent of every node once, if some of its checks are made there."""
+    names = {n for n, check in config.checks.items() if isinstance(check.option, FromAgent)}
+    wanted: dict[str, list[str]] = {}
+    for probe in sorted(_probes(config, conf)):
+        if probe.check in names:
+            wanted.setdefault(probe.node, []).append(probe.check)
+    agents = Agents()
+    try:
+        await agents.configure(config.nodes, config.checks, config.agent.keys)
+        heard = await asyncio.gather(*map(agents.ask, wanted))
+    finally:
+        await agents.close()
+    asked = []
+    for (node, checks), what in zip(wanted.items(), heard, strict=True):
+        each = Asked(node, config.nodes[node].url() or "", tuple(checks))
+        if isinstance(what, Heard):
+            asked.append(replace(each, answer=what.answer))
+        else:
+            may = os.geteuid() == 0 or "Permission denied" not in what
+            asked.append(replace(each, why=what, may=may))
+    return tuple(asked)
+
+
+def _pinned(config: Config) -> Iterator[Pinned]:
+    """Look at the certificates by which agents and balancers know each other."""
+    for path in _shown(config):
+        try:
+            yield Pinned(str(path), (keys.ends(path) - time.time()) / DAY)
+        except KeysError as error:
+            yield Pinned(str(path), why=str(error))
+
+
 def _others() -> tuple[Other, ...] | Unread:
     """Find the hactlds that run, each once: a child or helper of one is no other."""
     import psutil
@@ -422,10 +478,10 @@ def _option(words: Sequence[str], option: str, default: str) -> str:
 
 
 def _steered(file: str) -> tuple[str, str] | None:
-    try:
-        return steers(config_.load(Path(file)))
-    except ConfigError:
-        return None
+    with suppress(ConfigError):
+        config = config_.load(Path(file))
+        return steers(config) if config.node is None else None
+    return None
 
 
 # The command

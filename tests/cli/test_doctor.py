@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from checks.tcp import Tcp
 from hactl import config
+from hactl.agent import PROTOCOL, Answer, Report
+from hactl.agent.serve import Findings, Serving
 from hactl.cli._judge import (
+    Asked,
     Certified,
     Disk,
     Facts,
     File,
     Level,
     Other,
+    Pinned,
     Printed,
     Resolved,
     Role,
@@ -29,17 +36,32 @@ from hactl.cli._judge import (
     exit_code,
     judge,
 )
-from hactl.cli.doctor import _certificates, _disk, _elders, _files, _option, page
+from hactl.cli.doctor import (
+    _agents,
+    _certificates,
+    _disk,
+    _elders,
+    _files,
+    _option,
+    _pinned,
+    _steered,
+    gather,
+    page,
+)
 from hactl.cli.init import propose, text
 from hactl.core.explain import ProbeView, ServiceView, Snapshot
-from hactl.core.model import Observation, Verdict
+from hactl.core.health import Health, State
+from hactl.core.model import Checked, Observation, Probe, Verdict, fail
+from hactl.core.model import ok as well
 from hactl.daemon.privilege import Account
 from hactl.lab.model import Model
 from hactl.lab.relayd import _pfctl
 from hactl.relayd import conf as conf_
+from hactl.relayd import relayctl
 from hactl.relayd.conf import RelaydConf
-from hactl.relayd.relayctl import Answer, parse
-from tests.checks.pki import NAME, Pki
+from hactl.relayd.relayctl import parse
+from tests.agent.test_fetch import free_port, paired
+from tests.checks.pki import DAY, NAME, Pki, certified
 from tests.cli.test_init import CONFS
 
 PAIR = CONFS[0].read_text()
@@ -226,8 +248,31 @@ def scripted(script: Script) -> Facts:
     )
 
 
-def unasked(answer: Answer, why: str) -> Callable[[], Facts]:
+def unasked(answer: relayctl.Answer, why: str) -> Callable[[], Facts]:
     return changed(show=Unread(why, answer=answer), pf_tables={}, pf_anchors={})
+
+
+REPORT = Report("queue", 5.0, 7.0, 2.0, 0.1, well("12 messages"))
+ANSWER = Answer(PROTOCOL, "0.1.0", "mx0", "start", "word", {"queue": REPORT})
+
+
+def asked(why: str = "", **changes: object) -> Callable[[], Facts]:
+    """Return the pair's facts with an agent that was asked for its queue."""
+
+    def make() -> Facts:
+        answer = None if why else replace(ANSWER, **changes)
+        facts = configured(
+            ("  mx0: 10.0.0.4", "  mx0: {address: 10.0.0.4, agent: true}"),
+            ("checks:", "checks:\n  queue: {from: agent, type: queue}"),
+        )()
+        each = Asked("mx0", "https://10.0.0.4:8325", ("queue",), answer, why)
+        return replace(facts, agents=(each,))
+
+    return make
+
+
+def reported(**changes: object) -> Callable[[], Facts]:
+    return asked(checks={"queue": replace(REPORT, **changes)})
 
 
 E, W = "error", "warning"
@@ -255,15 +300,15 @@ MISTAKES: dict[str, Mistake] = {
           "redirect mx0-smtp-of-the-example-organisation: longer than 31 characters")],
     ),
     "no relayctl": (
-        unasked(Answer.NOT_RUN, "relayctl: show summary: /usr/sbin/relayctl: No such file"),
+        unasked(relayctl.Answer.NOT_RUN, "relayctl: show summary: /usr/sbin/relayctl: No such file"),
         [(E, "relayctl", "relayctl: show summary: /usr/sbin/relayctl: No such file")],
     ),
     "no relayd": (
-        unasked(Answer.GONE, "relayctl: show summary: connect: /var/run/relayd.sock: Connection refused"),
+        unasked(relayctl.Answer.GONE, "relayctl: show summary: connect: /var/run/relayd.sock: Connection refused"),
         [(E, "relayctl", "relayctl: show summary: connect: /var/run/relayd.sock: Connection refused")],
     ),
     "relayctl of a strange release": (
-        unasked(Answer.NONSENSE, "relayctl: show summary: line 1: no header"),
+        unasked(relayctl.Answer.NONSENSE, "relayctl: show summary: line 1: no header"),
         [(E, "relayctl", "relayctl: show summary: line 1: no header")],
     ),
     "a redirect is disabled": (
@@ -527,6 +572,55 @@ MISTAKES: dict[str, Mistake] = {
         )),
         [(E, "certificates", "smtps on mx0: certificate is for x, not mx0")],
     ),
+    "an agent that does not run": (
+        asked("connection refused"),
+        [(E, "agents", "of mx0: connection refused")],
+    ),
+    "an agent that is not trusted": (
+        asked("no certificate of mx0 in /etc/hactl/agent/trusted"),
+        [(E, "agents", "of mx0: no certificate of mx0 in /etc/hactl/agent/trusted")],
+    ),
+    "an agent with a new key": (
+        asked("shows another certificate than the one that is trusted"),
+        [(E, "agents", "of mx0: shows another certificate than the one that is trusted")],
+    ),
+    "an agent that does not trust us": (
+        asked("hung up; if it does not trust us yet, use hactl agent trust there"),
+        [(E, "agents", "of mx0: hung up; if it does not trust us yet, use hactl agent trust there")],
+    ),
+    "an agent of yesterday": (
+        asked(version="0.0.9"),
+        [(W, "agents", "of mx0: hactl 0.0.9, here it is 0.1.0")],
+    ),
+    "a check that the agent does not have": (
+        asked(checks={"nfs": REPORT}),
+        [(E, "agents", "of mx0: queue: has no check queue; it has nfs")],
+    ),
+    "a check of another type": (
+        reported(type="tcp"),
+        [(E, "agents", "of mx0: queue: the agent's check queue is of type tcp, not queue")],
+    ),
+    "an agent that hangs": (
+        reported(age=600.0),
+        [(W, "agents", "of mx0: queue: the agent's newest look ended 10m00s ago")],
+    ),
+    "a certificate that an agent sees end": (
+        reported(result=well("fine", left_days=3.0)),
+        [(W, "certificates", "queue on mx0: ends in 3 days")],
+    ),
+    "an agent's own certificate that ends": (
+        changed(pinned=(Pinned("/etc/hactl/agent/trusted/mx0.pem", 5.0),)),
+        [(W, "certificates", "/etc/hactl/agent/trusted/mx0.pem: ends in 5 days")],
+    ),
+    "an agent's certificate that is none": (
+        changed(pinned=(Pinned("/t/mx0.pem", why="/t/mx0.pem: not a certificate in PEM"),)),
+        [(E, "certificates", "/t/mx0.pem: not a certificate in PEM")],
+    ),
+    "an agent's key for a group": (
+        with_file("/etc/hactl/agent/key.pem", Role.KEY, 0o100640, "users"),
+        [(E, "secrets", "key /etc/hactl/agent/key.pem has mode 0640: everybody in group users may"
+          " read it")],
+    ),
     "a carp interface in INIT": (
         changed(carp=Printed(CARP.replace("MASTER", "INIT"))),
         [(E, "carp", "carp0 INIT, carp1 INIT: INIT takes no part")],
@@ -552,7 +646,7 @@ def test_a_planted_mistake_has_its_own_row(name: str) -> None:
 
 def test_thirty_mistakes_and_more_are_told_apart() -> None:
     said = {tuple(expected) for _, expected in MISTAKES.values()}
-    assert len(said) >= len(MISTAKES) - 1 >= 60
+    assert len(said) >= len(MISTAKES) - 1 >= 70
 
 
 @pytest.mark.parametrize(
@@ -661,3 +755,98 @@ def test_a_hactld_and_its_helper_are_one() -> None:
     child = ["python3", "-P", "-m", "hactl.daemon.main", "-f", "/a", "--helped", "3"]
     found = {10: (1, ["hactld", "-f", "/a"]), 11: (10, child), 20: (1, ["hactld"])}
     assert list(_elders(found)) == [(10, "/a"), (20, "/etc/hactl.yaml")]
+
+
+# Agents
+
+
+def test_an_agent_that_answers_is_ok() -> None:
+    facts = asked()()
+    assert bad(facts) == []
+    assert [row.found for row in judge(facts) if row.what == "agents"] == [
+        "1 agent asked, the oldest look ended 2.0s ago"
+    ]
+
+
+def test_what_only_root_may_read_is_no_fault_of_the_agent() -> None:
+    facts = asked("/etc/hactl/agent/key.pem: Permission denied")()
+    facts = replace(facts, agents=(replace(facts.agents[0], may=False),))
+    ((level, what, found),) = bad(facts)
+    assert (level, what) == (W, "agents")
+    assert found == "of mx0: could not be read: /etc/hactl/agent/key.pem: Permission denied"
+
+
+BALANCER = """\
+mode: observe
+agent: {{keys: {directory}/lb}}
+nodes:
+  mx0: {{address: 127.0.0.1, agent: "https://127.0.0.1:{port}"}}
+  mx1: {{address: 127.0.0.2, agent: "https://127.0.0.1:{port}"}}
+checks: {{smtp: {{from: agent, type: tcp}}, imap: {{from: agent}}}}
+watch: {{mx0: [smtp, imap], mx1: [smtp]}}
+"""
+
+
+def test_agents_are_asked_as_hactld_does(tmp_path: Path) -> None:
+    paired(tmp_path, "mx0")
+    port = free_port()
+    made = config.parse(BALANCER.format(directory=tmp_path, port=port), "hactl.yaml")
+    check = config.parse("mode: observe\nchecks: {c: {type: tcp, port: 25}}", "x").checks["c"]
+    assert isinstance(check.option, Tcp)
+
+    async def scene() -> tuple[Asked, ...]:
+        now = asyncio.get_running_loop().time
+        found = Findings("mx0", now, {"smtp": check})
+        result = fail("refused")
+        found.feed(
+            Checked(Probe("mx0", "smtp", "127.0.0.1"), now(), now(), result),
+            Health(State.DOWN, now(), last=result),
+        )
+        serving = Serving(found)
+        await serving.start(config.Agent(f"127.0.0.1:{port}", tmp_path / "node"))
+        try:
+            return await _agents(made, Unread("no relayd.conf"))
+        finally:
+            await serving.stop()
+
+    first, second = asyncio.run(scene())
+    assert (first.node, first.checks, first.why) == ("mx0", ("imap", "smtp"), "")
+    assert first.answer is not None
+    assert first.answer.checks["smtp"].result == fail("refused")
+    assert second.node == "mx1"
+    assert second.why.startswith(f"no certificate of mx1 in {tmp_path}/lb/trusted")
+    facts = replace(pair(), config=made, status=snapshot(made), agents=(first, second))
+    assert [row.found for row in judge(facts) if row.what == "agents"] == [
+        "of mx0: imap: has no check imap; it has smtp",
+        f"of mx1: {second.why}",
+    ]
+
+
+def test_certificates_of_agents_are_looked_at_wherever_they_are_trusted(tmp_path: Path) -> None:
+    paired(tmp_path, "mx0")
+    now = time.time()
+    other = tmp_path / "lb" / "trusted" / "mx1.pem"
+    ended = certified(now - 9 * DAY.total_seconds(), now - DAY.total_seconds())
+    other.write_text(ssl.DER_cert_to_PEM_cert(ended))
+    (tmp_path / "lb" / "trusted" / "mx2.pem").write_text("no certificate\n")
+    made = config.parse(BALANCER.format(directory=tmp_path, port=1), "hactl.yaml")
+    found = {Path(pin.path).name: pin for pin in _pinned(made)}
+    assert {name: pin.left_days and round(pin.left_days) for name, pin in found.items()} == {
+        "cert.pem": 36500, "mx0.pem": 36500, "mx1.pem": -1, "mx2.pem": None,
+    }  # fmt: skip
+    files = _files(tmp_path / "hactl.yaml", made, Unread("none"), None)
+    assert Role.KEY in {file.role for file in files}
+    assert list(_pinned(PAIRED.config)) == []
+
+
+def test_on_a_mail_server_relayd_is_not_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "node.yaml"
+    path.write_text(
+        f"mode: observe\nnode: mx0\nuser: root\nrun_dir: {tmp_path}\nstate_dir: {tmp_path}\n"
+        f"agent: {{keys: {tmp_path}}}\nchecks: {{a: {{type: tcp, port: 25}}}}\n"
+    )
+    rows = judge(asyncio.run(gather(path, None)))
+    assert {row.what for row in rows if row.level is Level.ERROR} == {"hactld"}
+    assert exit_code(rows) == 3
+    assert "agent" in {row.what for row in rows}
+    assert _steered(str(path)) is None
