@@ -224,20 +224,20 @@ def init(relayd_conf: str, output: str, probe: bool) -> None:
 @click.option(
     "--relayd",
     "program",
-    default="/usr/sbin/relayd",
     metavar="PATH",
-    show_default=True,
-    help="The relayd that checks relayd.conf.",
+    help="The relayd that checks relayd.conf, in place of the one beside relayctl.",
 )
 @_file
 @_socket
-def relayd_reload(dry_run: bool, force: bool, program: str, file: str, socket: str | None) -> None:
+def relayd_reload(
+    dry_run: bool, force: bool, program: str | None, file: str, socket: str | None
+) -> None:
     """Reload relayd safely: what is disabled stays so, and pf is filled at once."""
     from hactl import config as config_
     from hactl.cli import reload as reload_
 
     try:
-        orders = reload_.Orders(Path(program), socket, dry_run, force)
+        orders = reload_.Orders(Path(program) if program else None, socket, dry_run, force)
         code = reload_.run(
             config_.load(Path(file)), orders, lambda line: click.echo(safe_lines(line))
         )

@@ -45,9 +45,9 @@ class ReloadError(Exception):
 
 
 class Orders(Struct, frozen=True):
-    """What was typed: *relayd* is the program that checks the file, *socket* hactld's."""
+    """What was typed: *relayd* checks the file, else the one beside relayctl; *socket* is hactld's."""
 
-    relayd: Path
+    relayd: Path | None = None
     socket: str | None = None
     dry_run: bool = False
     force: bool = False
@@ -67,7 +67,8 @@ class Reload:
             relayctl += ["-s", str(config.relayd.socket)]
         commands = {"relayctl": relayctl, "pfctl": [str(config.relayd.pfctl)]}
         programs = Local(commands, config.relayd.timeout)
-        self._checker = Local({"relayd": [str(orders.relayd)]}, PARSING)
+        checker = orders.relayd or config.relayd.relayctl.with_name("relayd")
+        self._checker = Local({"relayd": [str(checker)]}, PARSING)
         self._relayctl, self._pfctl = Relayctl(programs), Pfctl(programs)
         self._file = config.relayd.conf
         self._plan = plan(config)

@@ -1,5 +1,6 @@
 /*
- * relayctl and pfctl of the lab: carry the words to the emulator and print what it answers.
+ * relayctl, pfctl and relayd -n of the lab: carry the words to the emulator and print what it
+ * answers.
  *
  * The name of the program decides.  The words go out separated by NUL; the answer is a row of
  * frames: a letter, four bytes of length (big endian), bytes.  o: to stdout, e: to stderr, x: one
@@ -57,7 +58,7 @@ dial(const char *program, const char *path)
 	if ((s = socket(AF_UNIX, SOCK_STREAM, 0)) == -1)
 		err(1, "socket");
 	if (connect(s, (struct sockaddr *)&sun, sizeof(sun)) == -1)
-		err(1, strcmp(program, "pfctl") == 0 ? "%s" : "connect: %s", path);
+		err(1, strcmp(program, "relayctl") != 0 ? "%s" : "connect: %s", path);
 	return (s);
 }
 
@@ -95,7 +96,7 @@ main(int argc, char *argv[])
 
 	name = strrchr(argv[0], '/');
 	name = name == NULL ? argv[0] : name + 1;
-	if (strcmp(name, "pfctl") == 0) {
+	if (strcmp(name, "pfctl") == 0 || strcmp(name, "relayd") == 0) {
 		if ((path = getenv("HACTL_LAB_PF")) == NULL)
 			path = beside(argv[0], "pf.sock");
 	} else {

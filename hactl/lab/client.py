@@ -1,4 +1,4 @@
-"""relayctl and pfctl of the lab where there is no C compiler: see client.c, which says the same.
+"""relayctl, pfctl and relayd -n of the lab where there is no C compiler: see client.c.
 
 A copy of this file is the program, so it imports nothing of hactl.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 def main(program: str, words: list[str]) -> int:
     """Carry the words to the emulator, print what it answers, return the exit code."""
     here, name = Path(program).absolute().parent, Path(program).name
-    if name == "pfctl":
+    if name in ("pfctl", "relayd"):
         path = os.environ.get("HACTL_LAB_PF") or str(here / "pf.sock")
     else:
         path = os.environ.get("HACTL_LAB_SOCKET") or str(here / "relayd.sock")
@@ -31,7 +31,7 @@ def main(program: str, words: list[str]) -> int:
         try:
             wire.connect(path)
         except OSError as error:
-            what = path if name == "pfctl" else f"connect: {path}"
+            what = f"connect: {path}" if name == "relayctl" else path
             print(f"{name}: {what}: {os.strerror(error.errno or 0)}", file=sys.stderr)
             return 1
         wire.sendall("\0".join([name, *words]).encode())

@@ -479,8 +479,8 @@ class Emulator:
 
     async def _pfctl(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            words = (await reader.read(-1)).decode(errors="replace").split("\0")[1:]
-            reply = self._pf_reply(words)
+            program, *words = (await reader.read(-1)).decode(errors="replace").split("\0")
+            reply = self._tested(words) if program == "relayd" else self._pf_reply(words)
             writer.write(_frame(b"o", reply.stdout.encode()) + _frame(b"e", reply.stderr.encode()))
             writer.write(_frame(b"x", bytes([reply.exit])))
             await writer.drain()
@@ -488,6 +488,16 @@ class Emulator:
             pass
         finally:
             writer.close()
+
+    def _tested(self, words: list[str]) -> Reply:
+        """Answer `relayd -n -f FILE`, on stderr as relayd does."""
+        if words[:2] != ["-n", "-f"] or len(words) != 3:
+            return Reply(stderr="relayd: the lab knows no more than relayd -n -f FILE\n", exit=1)
+        try:
+            _addresses(read(Path(words[2]), self._macros))
+        except ConfError as error:
+            return Reply(stderr=f"{error}\n", exit=1)
+        return Reply(stderr="configuration OK\n")
 
     def _pf_reply(self, words: list[str]) -> Reply:
         """Answer a pfctl; source entries and states are those of sessions that came through here."""

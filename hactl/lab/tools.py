@@ -1,4 +1,4 @@
-"""relayctl and pfctl for the lab: made in a directory, where they find the emulator's sockets.
+"""relayctl, pfctl and relayd -n for the lab: made in a directory, beside the emulator's sockets.
 
 In C, because what a relayctl costs is part of what hactl is measured by; in Python where there is
 no compiler.
@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("relayctl", "pfctl")
+NAMES = ("relayctl", "pfctl", "relayd")
 HERE = Path(__file__).parent
 
 
 def build_tools(directory: Path, compiler: str = "cc") -> None:
-    """Make both programs in *directory*, unless they are there and newer than their source."""
+    """Make the programs in *directory*, unless they are there and newer than their source."""
     source = HERE / "client.c"
     first, *others = (directory / name for name in NAMES)
     made = all(tool.exists() for tool in (first, *others))

@@ -150,8 +150,8 @@ def test_what_a_reload_is_refused_for() -> None:
 
 
 def test_the_program_says_what_is_missing(tmp_path: Path) -> None:
-    text = f"mode: observe\nrelayd: {{conf: {tmp_path}/relayd.conf}}\n"
-    orders = Orders(tmp_path / "relayd", str(tmp_path / "no.sock"))
+    text = f"mode: observe\nrelayd: {{relayctl: {tmp_path}/relayctl}}\n"
+    orders = Orders(socket=str(tmp_path / "no.sock"))
     with pytest.raises(ReloadError, match=r"relayd -n: .*/relayd: No such file") as error:
         reload.run(config_.parse(text, "hactl.yaml"), orders, print)
     assert error.value.code == 3

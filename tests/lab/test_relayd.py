@@ -529,6 +529,18 @@ async def test_a_service_port_in_use_is_said_at_the_start(bench: Bench) -> None:
 
 
 @lab
+async def test_relayd_n_tells_whether_a_file_would_be_loaded(bench: Bench) -> None:
+    bench.write(A)
+    await bench.start(A)
+    assert await bench.run("relayd", "-n", "-f", str(bench.conf)) == ("", "configuration OK\n", 0)
+    bench.conf.write_text("interval x\n")
+    out, err, code = await bench.run("relayd", "-n", "-f", str(bench.conf))
+    assert (out, code) == ("", 1)
+    assert err.startswith(f"{bench.conf}:1:")
+    assert (await bench.run("relayd", "-d"))[2] == 1
+
+
+@lab
 async def test_without_a_compiler_the_tools_are_python(bench: Bench) -> None:
     build_tools(bench.directory, compiler="no-such-compiler")
     bench.write(A)
@@ -543,6 +555,7 @@ async def test_without_a_compiler_the_tools_are_python(bench: Bench) -> None:
         1,
     )
     assert (await bench.run("pfctl", "-sr"))[0] == 'anchor "relayd/*" all\n'
+    assert (await bench.run("relayd", "-n", "-f", str(bench.conf)))[2] == 0
 
 
 @lab
