@@ -264,11 +264,27 @@ def exit_code(rows: Iterable[Row]) -> int:
 ASKED = {"hactld", "relayctl"}  # rows that are errors only if there was no answer
 
 
+_UNLOADED = (  # what is wrong with hactl.yaml, and what helps
+    ("No such file", "hactl init makes one from relayd.conf"),
+    ("Permission denied", "run doctor as root"),
+    ("", "hactld -n tells all of them"),
+)
+_UNASKED = (  # why hactld did not answer, and what helps
+    ("permission denied", "run doctor as root, or as a member of the socket's group"),
+    ("does not answer", "rcctl restart hactld, if it hangs: its members stay as they are"),
+    ("speaks protocol", "rcctl restart hactld"),
+    ("", "rcctl start hactld, or hactld -d to see it work"),
+)
+
+
+def _helps(table: Sequence[tuple[str, str]], why: str) -> str:
+    """Return what helps against *why*: what stands beside the first words that are in it."""
+    return next(hint for words, hint in table if words in why)
+
+
 def _config(f: Facts) -> Iterator[Row]:
     for problem in f.config_problems[:10]:
-        missing = "No such file" in problem
-        hint = "hactl init makes one from relayd.conf" if missing else "hactld -n tells all of them"
-        yield error("hactl.yaml", problem, hint)
+        yield error("hactl.yaml", problem, _helps(_UNLOADED, problem))
     if not f.config_problems:
         c = f.config
         acts = [name for name, service in c.services.items() if service.mode != "observe"]
@@ -628,7 +644,7 @@ def _addresses(name: str, f: Facts) -> Sequence[str]:
 
 def _hactld(f: Facts) -> Iterator[Row]:
     if isinstance(f.status, Unread):
-        yield error("hactld", f.status.why, "rcctl start hactld, or hactld -d to see it work")
+        yield error("hactld", f.status.why, _helps(_UNASKED, f.status.why))
         return
     s = f.status
     yield ok("hactld", f"{s.version} runs for {span(s.uptime_seconds)}, {_many(s.probes, 'probe')}")
@@ -811,8 +827,9 @@ _UNHEARD = (  # what is wrong with an agent, and what helps
 def _silent(f: Facts, agent: Asked) -> Row:
     if not agent.may:
         return _unread("agents", Unread(agent.why), f"of {agent.node}: ")
-    hint = next(hint for words, hint in _UNHEARD if words in agent.why)
-    hint = hint.format(node=agent.node, keys=f.config.agent.keys, url=agent.url)
+    hint = _helps(_UNHEARD, agent.why).format(
+        node=agent.node, keys=f.config.agent.keys, url=agent.url
+    )
     return error("agents", f"of {agent.node}: {agent.why}", hint)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from hactl import config as config_
 from hactl.agent import keys as keys_
 from hactl.cli.ask import Reply
+from hactl.cli.init import DEFAULT
 from hactl.config import Agent, Config, ConfigError
 
 NO = 1
@@ -53,8 +54,8 @@ def trust(certificate: str, name: str | None, keys: str | None, file: str) -> Re
 
 
 def _config(path: Path, *, needed: bool) -> Config:
-    """Return the configuration, or the defaults where there is none yet."""
-    if needed and path.exists():
+    """Return the configuration, or the defaults where there is none yet in the usual place."""
+    if needed and (path.exists() or path != Path(DEFAULT)):
         return config_.load(path)
     with suppress(ConfigError):
         return config_.load(path)

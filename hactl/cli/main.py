@@ -411,8 +411,7 @@ def lab_relayd(file: str, directory: str, macros: tuple[str, ...]) -> None:
     try:
         asyncio.run(serve(Path(file), Path(directory), {name: value for name, _, value in pairs}))
     except (ConfError, OSError) as error:
-        click.echo(str(error), err=True)
-        sys.exit(NO)
+        _failed(error)
 
 
 @main.command()

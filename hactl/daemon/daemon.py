@@ -526,7 +526,8 @@ class Daemon:
             except ValueError as error:
                 return Answer(2, f"--for: {error}")
             if not 0 < span < NO_END:
-                return Answer(2, f"--for: expected a span between 0s and {NO_END}s (got {span})")
+                days = f"{NO_END // 86400}d"
+                return Answer(2, f"--for: expected more than 0s, and at most {days} (got {span})")
             until = now + span
         who, reason = options.get("who", "somebody")[:64], options.get("reason", "")[:256]
         override = clock_.timed(Override(target, kind, who, reason, now, until), self._clock)

@@ -41,6 +41,8 @@ def test_what_goes_wrong_is_said_in_a_line(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert f"{broken}:1:7: mode: expected" in refused.output
     assert "say --keys to go without this file" in refused.output
+    mistyped = hactl("keygen", "-f", tmp_path / "none.yaml")  # no key in the usual place then
+    assert (mistyped.exit_code, "none.yaml: No such file" in mistyped.output) == (1, True)
     keys.keygen(tmp_path / "node", "mx0")
     private = hactl("trust", tmp_path / "node" / "key.pem", "--keys", tmp_path / "lb")
     assert (private.exit_code, "holds a private key" in private.output) == (1, True)

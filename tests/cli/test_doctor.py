@@ -657,6 +657,24 @@ def test_exit_codes(name: str, code: int) -> None:
     assert exit_code(judge(MISTAKES[name][0]())) == code
 
 
+@pytest.mark.parametrize(
+    ("what", "why", "advice"),
+    [
+        ("config_problems", "hactl.yaml: No such file or directory", "hactl init"),
+        ("config_problems", "hactl.yaml: Permission denied", "run doctor as root"),
+        ("config_problems", "hactl.yaml:1:7: mode: expected", "hactld -n"),
+        ("status", "/s: permission denied; members of its group may ask", "run doctor as root"),
+        ("status", "hactld does not answer on /s in 5s", "rcctl restart hactld, if it hangs"),
+        ("status", "hactld speaks protocol 2, this hactl 1", "rcctl restart hactld"),
+        ("status", "hactld does not run, or not with /s", "rcctl start hactld"),
+    ],
+)
+def test_advice_is_for_what_is_wrong(what: str, why: str, advice: str) -> None:
+    facts = changed(**{what: (why,) if what == "config_problems" else Unread(why)})()
+    (row,) = [row for row in judge(facts) if row.found == why]
+    assert row.advice.startswith(advice)
+
+
 # Facts as they are read
 
 

@@ -244,6 +244,8 @@ def test_overrides_act_ask_and_end(tmp_path: Path) -> None:
         await farm.until(lambda: farm.disabled() == {"1"})
         assert (await farm.ask("drain", "mx7"))["code"] == 1
         assert (await farm.ask("drain", "mx1", **{"for": "soon"}))["code"] == 2
+        never = await farm.ask("drain", "mx1", **{"for": "0s"})
+        assert (never["code"], "more than 0s, and at most 24855d" in never["text"]) == (2, True)
         emptying = await farm.ask("maint", "mx-smtp")
         assert (emptying["code"], "--yes" in emptying["text"]) == (1, True)
         assert farm.disabled() == {"1"}
