@@ -119,6 +119,8 @@ class Reload:
             self._say(line)
         for name in gone:
             self._say(f"redirect {name}: disabled first, or pf would keep it")
+        for name in reload_.severed(old):
+            self._say(f"relay {name}: a reload ends its open sessions")
         again = len([*off.commands(new)])
         if again:
             self._say(f"disabled, and again after the reload: {again}")

@@ -108,6 +108,11 @@ def vanishing(before: Layout, after: Layout) -> dict[str, int]:
     }
 
 
+def severed(before: Layout) -> list[str]:
+    """Name the relays, whose open sessions end in a reload; those through redirects go on."""
+    return sorted(name for name, (kind, _) in before.services.items() if kind is Kind.RELAY)
+
+
 class Refusal(Struct, frozen=True):
     """Why not to reload; *final*: not even if somebody insists."""
 

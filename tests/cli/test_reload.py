@@ -103,6 +103,17 @@ async def test_what_changes_is_shown_and_what_vanishes_leaves_pf(bench: Bench) -
 
 
 @lab
+async def test_relays_are_named_whose_sessions_a_reload_ends(bench: Bench) -> None:
+    relay = f"relay web {{\n\tlisten on {VIP} port {PORT + 2}\n\tforward to <mx> port {PORT} check tcp\n}}\n"
+    bench.conf.write_text(f"{HEAD}{MX}{SMTP}{relay}")
+    emulator = await bench.start(A, B, C)
+    await emulator.until(lambda: emulator.command("show summary").stdout.count("up\n") == 4)
+    said: list[str] = []
+    assert await reloading(bench, said, dry_run=True).run() == 0
+    assert "relay web: a reload ends its open sessions" in said
+
+
+@lab
 async def test_a_broken_file_is_never_loaded(bench: Bench) -> None:
     await started(bench)
     bench.conf.write_text("broken")

@@ -205,6 +205,15 @@ def test_a_host_by_any_name_is_found(place: Place, word: str) -> None:
     assert place.ask(word, "superfluous") == (DOWN if allowed else UP)
 
 
+@pytest.mark.parametrize("written", [1.0, 4e9], ids=["1970", "2096"])
+def test_no_clock_and_no_hactld_is_asked(place: Place, written: float) -> None:
+    """hactld was killed, or the clock was set back or forth: what it said last stands."""
+    place.put(HOST)
+    for path in (place.down / HOST, place.down, place.down.parent):
+        os.utime(path, (written, written))
+    assert (place.ask(HOST), place.ask("10.0.0.5")) == (DOWN, UP)
+
+
 def test_no_argument_is_up(place: Place) -> None:
     place.put(HOST)
     assert place.ask() == UP
