@@ -98,6 +98,14 @@ def test_every_link_of_a_chain_is_explained() -> None:
     assert rules <= items(sections(HACTL)["EXPLAIN"], "Li").keys()
 
 
+def test_every_fact_that_doctor_looks_at_is_explained() -> None:
+    source = (ROOT / "hactl" / "cli" / "_judge.py").read_text()
+    facts = set(re.findall(r'\b(?:ok|warning|error|make|_unread)\(\s*"([^"]+)"', source))
+    assert {"hactl.yaml", "pf tables", "agents", "carp"} <= facts
+    listed = items(sections(HACTL)["DOCTOR"], "Li")
+    assert facts == {name for names in listed for name in names.split(" , ")}
+
+
 def test_every_event_in_the_log_is_explained() -> None:
     source = "".join(file.read_text() for file in (ROOT / "hactl").rglob("*.py"))
     names = set(re.findall(r'\bEvent\(\s*"(\w+)"', source))

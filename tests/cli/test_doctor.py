@@ -49,7 +49,7 @@ from hactl.cli.doctor import (
     page,
 )
 from hactl.cli.init import propose, text
-from hactl.core.explain import ProbeView, ServiceView, Snapshot
+from hactl.core.explain import MemberView, ProbeView, ServiceView, Snapshot
 from hactl.core.health import Health, State
 from hactl.core.model import Checked, Observation, Probe, Verdict, fail
 from hactl.core.model import ok as well
@@ -199,6 +199,19 @@ def told(**changes: object) -> Callable[[], Facts]:
         return replace(facts, status=snapshot(facts.config, **changes))
 
     return make
+
+
+def by_hand() -> Facts:
+    """Return the pair's facts while a host is disabled by nobody that hactld knows."""
+    facts = pair()
+    member = MemberView(
+        "mx0-smtp", "redirect", "mx0:25", "main", "10.0.0.4", "mx0", 1, "disabled", "out",
+        "foreign", 60.0, 1, 1, "", "", (), "", True, (),
+    )  # fmt: skip
+    assert isinstance(facts.status, Snapshot)
+    first, *others = facts.status.services
+    services = (replace(first, members=(member,)), *others)
+    return replace(facts, status=replace(facts.status, services=services))
 
 
 def configured(*changes: tuple[str, str]) -> Callable[[], Facts]:
@@ -469,6 +482,10 @@ MISTAKES: dict[str, Mistake] = {
     "hactld has alerts": (
         told(alerts=("the store cannot be written: disk full",)),
         [(W, "alerts", "the store cannot be written: disk full")],
+    ),
+    "a host that somebody else disabled": (
+        by_hand,
+        [(W, "foreign", "disabled by somebody else: mx0-smtp/mx0")],
     ),
     "hactld is late": (
         told(counts={"cap": 1984, "own_lag": 9000}),
