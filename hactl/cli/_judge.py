@@ -936,10 +936,17 @@ NODE_PARTS: Sequence[Callable[[Facts], Iterable[Row]]] = (
 # Words for people
 
 
+_UNREADABLE = (  # why a fact could not be read, and what helps
+    ("no answer in", "it hangs: run it by hand, and look at what the machine waits for"),
+    ("line ", "hactl believes nothing that it does not understand; please report it"),
+    ("", "run doctor as root"),
+)
+
+
 def _unread(what: str, fact: Unread, which: str = "") -> Row:
     if fact.absent:
         return ok(what, fact.why)
-    return warning(what, f"{which}could not be read: {fact.why}", "run doctor as root")
+    return warning(what, f"{which}could not be read: {fact.why}", _helps(_UNREADABLE, fact.why))
 
 
 def _list(items: Iterable[str]) -> str:

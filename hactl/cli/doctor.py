@@ -147,7 +147,7 @@ async def _run(programs: Local, program: str, *words: str) -> Printed | Unread:
         ended = await programs.run(program, words)
     except CommandError as error:
         away = error.failure is Failure.NOT_RUN and platform.system() != "OpenBSD"
-        return ELSEWHERE if away else Unread(str(error))
+        return ELSEWHERE if away else Unread(f"{program} {' '.join(words)}: {error}")
     return Printed(ended.out, ended.code, ended.err)
 
 
@@ -211,6 +211,8 @@ async def _compared(facts: Facts, programs: Local) -> Facts:
     names = [service.name for service in shown if service.kind is Kind.REDIRECT]
     names = [name for name in names if usable(name)]
     left = anchors(listed.out) if isinstance(listed, Printed) else []
+    if isinstance(info, Unread):  # nor would it say any more, and each time it may take so long
+        names = left = []
     left = [name for name in left if usable(name) and name not in names]
     tables = [await _run(programs, "pfctl", *show_table(name)) for name in names]
     rules = [await _run(programs, "pfctl", *show_rules(name)) for name in (*names, *left)]

@@ -885,3 +885,24 @@ def test_on_a_mail_server_relayd_is_not_looked_at(tmp_path: Path) -> None:
     assert exit_code(rows) == 3
     assert "agent" in {row.what for row in rows}
     assert _steered(str(path)) is None
+
+
+def test_a_pfctl_that_hangs_is_not_asked_for_every_redirect(tmp_path: Path) -> None:
+    said = "".join(f"{n}   \tredirect\tr{n}\t       \tactive\n" for n in range(1, 9))
+    (tmp_path / "said").write_text(f"Id  \tType    \tName\tAvlblty\tStatus\n{said}")
+    for name, line in {
+        "relayctl": f"exec cat {tmp_path}/said",
+        "pfctl": f'echo "$*" >> {tmp_path}/asked; exec sleep 60',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    path = tmp_path / "hactl.yaml"
+    path.write_text(
+        f"mode: observe\nuser: root\nrelayd: {{conf: {tmp_path}/none, timeout: 300ms,"
+        f" relayctl: {tmp_path}/relayctl, pfctl: {tmp_path}/pfctl}}\n"
+    )
+    rows = judge(asyncio.run(gather(path, str(tmp_path / "none"))))
+    (row,) = [row for row in rows if row.what == "pf"]
+    assert row.found == "could not be read: pfctl -s info: no answer in 0.3s, outcome unknown"
+    assert row.advice.startswith("it hangs: run it by hand")
+    assert len((tmp_path / "asked").read_text().splitlines()) == 3
