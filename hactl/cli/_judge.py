@@ -679,6 +679,12 @@ def _files(f: Facts) -> Iterator[Row]:
         yield error("user", f"there is no {f.config.user} for hactld to become", f.account.why)
     rows = [row for file in f.files for row in _file(file, f.account)]
     yield from rows
+    down = str(f.config.run_dir / "down")
+    hooked = any(service.mode == "hook" for service in f.config.services.values())
+    for file in f.files if hooked else ():
+        if file.path in (str(f.config.run_dir), down) and not file.mode & 0o001:
+            found = f"{file.path} has mode {file.mode & 0o777:04o}: relayd's user cannot enter it,"
+            yield error("hook", f"{found} and the hook says up always", f"chmod o+x {file.path}")
     if f.files and not rows:
         yield ok("files", f"{len(f.files)} files, sockets and directories are closed to others")
 

@@ -262,6 +262,7 @@ def _files(
         str(config.control.path): Role.CONTROL,
         str(config.relayd.socket or named or SOCKET): Role.RELAYD,
         str(config.run_dir): Role.DIRECTORY,
+        str(config.run_dir / "down"): Role.DIRECTORY,
         str(config.state_dir): Role.DIRECTORY,
         str(config.state_dir / "hactl.db"): Role.STATE,
         str(config.relayd.relayctl): Role.PROGRAM,

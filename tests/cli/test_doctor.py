@@ -261,6 +261,19 @@ def scripted(script: Script) -> Facts:
     )
 
 
+def hidden_verdicts() -> Facts:
+    """Return the facts of a service in mode hook whose verdicts are closed to relayd's user."""
+    ask = 'check script "/usr/local/libexec/hactl/mx0-smtp"'
+    facts = pair(("<mx0> check tcp\n\tforward to <fallback-mx0> check tcp",
+                  f"<mx0> {ask}\n\tforward to <fallback-mx0> {ask}"))  # fmt: skip
+    made = configured(("mx0-smtp: {", "mx0-smtp: {mode: hook, "))().config
+    down = File("/var/run/hactl/down", Role.DIRECTORY, 0o040700, "_hactl", owner="_hactl")
+    script = Script("/usr/local/libexec/hactl/mx0-smtp", ours=True)
+    return replace(
+        facts, config=made, status=snapshot(made), files=(*facts.files, down), scripts=(script,)
+    )
+
+
 def unasked(answer: relayctl.Answer, why: str) -> Callable[[], Facts]:
     return changed(show=Unread(why, answer=answer), pf_tables={}, pf_anchors={})
 
@@ -409,6 +422,13 @@ MISTAKES: dict[str, Mistake] = {
           ' ".../mx1-smtp" for table mx1: the verdicts reach nobody'),
          (E, "hook", "service mx1-smtp: mode hook, but relayd.conf has no check script"
           ' ".../mx1-smtp" for table fallback-mx1: the verdicts reach nobody')],
+    ),
+    "verdicts that relayd cannot see": (
+        hidden_verdicts,
+        [(W, "script checks", "mx0:25, fallback-mx0:25: a reload while scripts run kills relayd,"
+          " and each runs in turn"),
+         (E, "hook", "/var/run/hactl/down has mode 0700: relayd's user cannot enter it, and the"
+          " hook says up always")],
     ),
     "a table without a check": (
         relay(WEB, "forward to <web> port 80"),
