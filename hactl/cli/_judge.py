@@ -453,7 +453,7 @@ def _kinds(f: Facts) -> Iterator[Row]:
     scripts = [each.shown for _, each in tables if each.check == "script"]
     if scripts:
         found = f"{_list(scripts)}: a reload while scripts run kills relayd, and each runs in turn"
-        hint = "check tcp, with hactl's disables for the rest; reload by hactl relayd-reload only"
+        hint = "check tcp, with hactl's disables for the rest; until then restart it, do not reload"
         yield warning("script checks", found, hint)
     bare = [each.shown for _, each in _mine(f) if each.check is None]
     if bare:

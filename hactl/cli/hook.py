@@ -36,7 +36,8 @@ def install(config: Config, file: Path, services: Iterable[str], directory: Path
         else:
             yield from hook.stanza(known[service], directory / service, conf.interval)
     yield ""
-    yield "# Then relayd -n, reload relayd, and last: mode: hook for the service, hactl reload."
+    yield "# Then relayd -n; have relayd load it by hactl relayd-reload --force or, if it runs scripts"
+    yield "# already, restart it; and last: mode: hook for the service, hactl reload."
     if config.run_dir != HOUSE:
         yield f"# relayd must be started with HACTL_RUN_DIR={config.run_dir} in its environment."
 

@@ -248,7 +248,8 @@ def test_what_install_prints_relayd_takes(files: Path) -> None:
         f"\tforward to <backup> port 25 {script} interval 4 mode least-states",
         "}",
         "",
-        "# Then relayd -n, reload relayd, and last: mode: hook for the service, hactl reload.",
+        "# Then relayd -n; have relayd load it by hactl relayd-reload --force or, if it runs scripts",
+        "# already, restart it; and last: mode: hook for the service, hactl reload.",
         f"# relayd must be started with HACTL_RUN_DIR={files} in its environment.",
     ]
     assert hook.linked(link)
