@@ -172,6 +172,7 @@ class Reload:
             text = "is empty" if seconds is None else f"was empty for {_ms(seconds)} at most"
             self._say(f"pf's table {name} {text}")
         self._say(f"polled twice, the second time after {_ms(polled - began)}")
+        await self._flush(gone)
         return await self._prove(conf, off, gone)
 
     async def _counts(self) -> Hosts:
@@ -240,6 +241,23 @@ class Reload:
                     full[name] = pf.at
                 await asyncio.sleep(PAUSE)
         return {name: None if name in empty else longest[name] for name in names}
+
+    async def _flush(self, gone: Mapping[str, int]) -> None:
+        """Take out of pf what relayd left there in spite of the disable.
+
+        From a load until one of its hosts is up it takes away no rule of an earlier load's.
+        """
+        names = [name for name in gone if usable(name)]
+        if not names:
+            return
+        try:
+            pf = await self._pfctl.read(names, None, wide=True)
+            for name in names:
+                if pf.tables[name] or name in (pf.rules or ()):
+                    await self._pfctl.flush(name)
+                    self._say(f"redirect {name}: pf had it still, and was told to forget it")
+        except PfError as error:
+            self._say(f"pf may still have {', '.join(names)}: {error}")
 
     async def _prove(self, conf: RelaydConf, off: Disabled, gone: Mapping[str, int]) -> int:
         """Compare relayd with what it was before, and pf with relayd; return the exit code.

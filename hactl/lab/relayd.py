@@ -514,6 +514,12 @@ class Emulator:
                 for key in found:
                     del self._sources[key]
                 what = f"{len(found)} src nodes"
+            case ["-a", anchor, "-F", "all"]:
+                name = anchor.removeprefix("relayd/")
+                self.pf.rules.pop(name, None)
+                self.pf.tables.pop(name, None)
+                self._settle()
+                return Reply(stderr="rules cleared\n1 tables deleted.\n")
             case ["-k", "0.0.0.0/0" | "::/0", "-k", host]:
                 sessions = [session for session in self._sessions if session.to[0] == host]
                 for session in sessions:

@@ -1,8 +1,9 @@
 """pf: read through pfctl(8) what relayd has put there, and clear what points to a dead host.
 
 relayd gives each redirect an anchor `relayd/NAME` with rules and one table, also called NAME.
-What pfctl prints is believed whole or not at all.  Nothing is ever written but the two kills:
-relayd would overwrite a table at its next change, and not before.
+What pfctl prints is believed whole or not at all.  hactld writes nothing but the two kills: relayd
+would overwrite a table at its next change, and not before.  What relayd has left behind of a
+redirect that it no longer has, `hactl relayd-reload` takes out.
 
 Source: pfctl.c, pfctl_parser.c and pfctl_table.c; not run on OpenBSD.
 """
@@ -73,6 +74,11 @@ def kill(what: str, address: str) -> tuple[str, ...]:
     to = ip_address(address)
     option = {"sources": "-K", "states": "-k"}[what]
     return option, "0.0.0.0/0" if to.version == 4 else "::/0", option, str(to)
+
+
+def flush(name: str) -> tuple[str, ...]:
+    """Take out the rules and the table of a redirect."""
+    return "-a", f"relayd/{name}", "-F", "all"
 
 
 # What it prints
@@ -157,7 +163,13 @@ class Pfctl:
 
     async def kill(self, what: str, address: str) -> None:
         """Clear the `sources` or `states` that lead to *address*.  Raise PfError."""
-        words = kill(what, address)
+        await self._do(kill(what, address))
+
+    async def flush(self, name: str) -> None:
+        """Take out what is left of a redirect.  Raise PfError.  Root's helper does not do this."""
+        await self._do(flush(name))
+
+    async def _do(self, words: Sequence[str]) -> None:
         ended = await self._run(words)
         if ended.code != 0:
             raise PfError(_complaint(words, ended))

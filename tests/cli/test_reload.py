@@ -103,6 +103,20 @@ async def test_what_changes_is_shown_and_what_vanishes_leaves_pf(bench: Bench) -
 
 
 @lab
+async def test_a_rule_that_relayd_forgot_goes_with_its_redirect(bench: Bench) -> None:
+    """From a load until a host is up relayd takes away no rule, whatever it is told."""
+    await started(bench)
+    emulator = bench.emulator
+    await emulator.reload()
+    assert "imap" in emulator.pf.rules
+    bench.conf.write_text(f"{HEAD}{MX}{SMTP}")
+    said: list[str] = []
+    assert await reloading(bench, said).run() == 0
+    assert "redirect imap: pf had it still, and was told to forget it" in said
+    assert (emulator.pf.tables, list(emulator.pf.rules)) == ({"smtp": (A, B)}, ["smtp"])
+
+
+@lab
 async def test_relays_are_named_whose_sessions_a_reload_ends(bench: Bench) -> None:
     relay = f"relay web {{\n\tlisten on {VIP} port {PORT + 2}\n\tforward to <mx> port {PORT} check tcp\n}}\n"
     bench.conf.write_text(f"{HEAD}{MX}{SMTP}{relay}")

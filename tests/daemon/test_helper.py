@@ -86,6 +86,7 @@ def test_what_hactld_needs_is_done(line: str) -> None:
         b"relayctl redirect disable 1\n",
         b"pfctl -d\n",
         b"pfctl -F all\n",
+        b"pfctl -a relayd/mx -F all\n",
         b"pfctl -f /tmp/pf.conf\n",
         b"pfctl -a relayd/* -sr\n",
         b"pfctl -a * -sr\n",
