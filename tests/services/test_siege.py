@@ -293,12 +293,14 @@ class Siege:
     async def reload_and_disable(self) -> str:
         """Reload, and disable by hand what hactl had disabled, before hactl can look."""
         await asyncio.sleep(4.5)  # counts must have grown, or their fall cannot be seen
+        counted = any(not h.disabled and h.table.conf.check for h in self.members().values())
         ours = [k for k, h in self.members().items() if h.disabled and k not in self.foreign]
         await self.emulator.reload()
         self.foreign.clear()
-        for key in ours[:1]:
+        chosen = ours[:1] if counted else []  # hactld(8), CAVEATS
+        for key in chosen:
             self.switch(key, "disable")
-        return f"relayd reloads, and {ours[:1]} is disabled by hand at once"
+        return f"relayd reloads, and {chosen} is disabled by hand at once"
 
     async def broken_file(self) -> str:
         """Reload a broken file, and then the right one."""
