@@ -6,6 +6,8 @@ import asyncio
 import errno
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Hashable
 
 import pytest
@@ -215,3 +217,27 @@ def test_what_a_look_says_after_its_deadline_is_not_heard() -> None:
         assert [result.reason for _, result in stage.told] == ["no answer in 100ms"]
 
     asyncio.run(main())
+
+
+ENDING = """\
+import asyncio, sys
+from checks import _process
+from checks._tasks import Tasks
+
+async def main(turns):
+    tasks = Tasks(asyncio.get_running_loop(), cap=1, excuse=lambda _: None)
+    tasks.start(None, lambda _: _process.run(["/bin/sleep", "60"]), 60, print)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    tasks.close()
+    await tasks.ended()
+
+for turns in range(12):
+    asyncio.run(main(turns))
+"""
+
+
+def test_all_ends_while_a_program_is_being_started() -> None:
+    """In a process of its own, which would not end otherwise."""
+    command = [sys.executable, "-c", ENDING]
+    assert subprocess.run(command, timeout=LONG, check=True, capture_output=True).stdout == b""
