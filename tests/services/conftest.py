@@ -9,11 +9,13 @@ import pytest
 from checks.smtp import Smtp
 from checks.spamd import Spamd
 from tests.services import clamd as clamav
+from tests.services import dnsmasq as named
 from tests.services import dovecot as imapd
 from tests.services import mariadb
 from tests.services import opensmtpd as smtpd
 from tests.services import postfix as mta
 from tests.services import spamd as spam
+from tests.services.dnsmasq import Dnsmasq
 from tests.services.dovecot import Dovecot
 from tests.services.mariadb import Database
 from tests.services.opensmtpd import Faulty, Mail
@@ -94,3 +96,9 @@ def clamd(directory: Path) -> Iterator[Server]:
     """Run clamd with signatures of our own."""
     (directory / "clamd").mkdir()
     yield from clamav.run(directory / "clamd")
+
+
+@pytest.fixture(scope="module")
+def dnsmasq() -> Iterator[Dnsmasq]:
+    """Run dnsmasq."""
+    yield from named.run()

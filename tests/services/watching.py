@@ -67,6 +67,7 @@ class Watch:
         self._healths: dict[str, Health] = {}
         self._downs: dict[str, Health] = {}  # as they were when they went down
         self._looks: Counter[str] = Counter()
+        self._verdicts: Counter[str] = Counter()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._ready = threading.Event()
 
@@ -91,7 +92,7 @@ class Watch:
         self.runner.configure(self.config.checks)
         self._ready.set()
         await self._end.wait()
-        self.runner.stop()
+        await self.runner.end()
 
     def _feed(self, checked: Checked) -> None:
         self._engine.feed(checked)
@@ -99,6 +100,7 @@ class Watch:
             name = checked.probe.check
             before = self._healths.get(name)
             self._looks[name] += 1
+            self._verdicts[checked.result.verdict] += 1
             self._healths[name] = health = self._engine.healths[checked.probe]
             if health.state is State.DOWN and (before is None or before.state is not State.DOWN):
                 self._downs[name] = health
@@ -131,6 +133,11 @@ class Watch:
         """Return how many looks have ended."""
         with self._news:
             return self._looks.total()
+
+    def tally(self) -> dict[str, int]:
+        """Return what came of all looks, by verdict, and how often we were late ourselves."""
+        with self._news:
+            return dict(self._verdicts) | {"own_lag": self.runner.counts["own_lag"]}
 
     def down(self, name: str, since: float, *, silent: bool) -> Health:
         """Return the health with which a check went down, which must not take longer than it may.
