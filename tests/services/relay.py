@@ -15,24 +15,32 @@ from checks.smtp import Smtp
 from tests.services import opensmtpd
 from tests.services.servers import HOST, PATH, PATIENCE, Server, free_port, need
 
-# Mail for dead.test stays in the queue; the filter marks what it has seen.
+# Mail for dead.test stays in the queue; that for away@example.org is sent on to srs.test, which is here
+# again; the filter marks what it has seen, unless there is a file.
 CONF = """\
-filter "marks" proc-exec "/usr/bin/python3 -I -S {directory}/filter.py"
-table users {{ "@example.org" = "nobody" }}
+filter "marks" proc-exec "/usr/bin/python3 -I -S {directory}/filter.py {directory}/forget"
+srs key "hactl"
+table users {{ "@example.org" = "nobody", "away@example.org" = "probe@srs.test" }}
+table others {{ "@srs.test" = "nobody" }}
 table readers {{ "probe@imap.test" = "probe" }}
 table base {{ "probe" = "65534:65534:/nonexistent" }}
 listen on {host} port {filtered} filter "marks" hostname mx0.example.org
 listen on {host} port {plain} hostname mx0.example.org
+listen on {host} port {again} tag again hostname mx1.example.org
 action "store" maildir "{maildir}" virtual <users>
 action "read" lmtp "{host}:{lmtp}" virtual <readers> userbase <base>
 action "dead" relay host smtp://127.0.0.99:2599
+action "away" relay host smtp://{host}:{again} srs
+action "there" maildir "{maildir}" virtual <others>
+match tag again from any for domain "srs.test" action "there"
 match from any for domain "example.org" action "store"
 match from any for domain "imap.test" action "read"
 match from any for domain "dead.test" action "dead"
+match from any for domain "srs.test" action "away"
 """
 
 FILTER = """\
-import sys
+import os, sys
 said = set()
 for line in sys.stdin:
     words = line.rstrip("\\n").split("|", 7)
@@ -40,7 +48,7 @@ for line in sys.stdin:
         print("register|filter|smtp-in|data-line\\nregister|ready", flush=True)
     elif words[0] == "filter":
         session, token, text = words[5:]
-        if token not in said:
+        if token not in said and not os.path.exists(sys.argv[1]):
             print(f"filter-dataline|{session}|{token}|X-Spam-Status: No, score=0.1")
         said.add(token)
         print(f"filter-dataline|{session}|{token}|{text}", flush=True)
@@ -50,13 +58,14 @@ for line in sys.stdin:
 
 
 class Relay(NamedTuple):
-    """The server: its ports, its Maildir, and the check of its queue."""
+    """The server: its ports, its Maildir, the check of its queue, and what has its filter forget."""
 
     server: Server
     filtered: int
     plain: int
     maildir: Path
     queue: Queue
+    forget: Path
 
     def smtpctl(self, *words: str) -> None:
         command = [*self.queue.command, *words]
@@ -89,7 +98,7 @@ def fill(port: int, count: int) -> None:
 def run(directory: Path, lmtp: int = 1) -> Iterator[Relay]:
     """Run it; *lmtp* is the port that mail for probe@imap.test goes to."""
     programs = opensmtpd.newer()
-    filtered, plain = free_port(), free_port()
+    filtered, plain, again = free_port(), free_port(), free_port()
     maildir = directory / "maildir"
     maildir.mkdir()
     shutil.chown(maildir, "nobody", "nogroup")
@@ -97,7 +106,7 @@ def run(directory: Path, lmtp: int = 1) -> Iterator[Relay]:
     need("/usr/bin/python3")  # not ours: smtpd runs it as a user who may not come here
     conf = CONF.format(
         host=HOST, directory=directory, maildir=maildir, filtered=filtered,
-        plain=plain, lmtp=lmtp,
+        plain=plain, again=again, lmtp=lmtp,
     )  # fmt: skip
     check = Smtp(port=plain, depth="rcpt", mail_to="probe@example.org")
     server = opensmtpd.start(directory, conf, check, programs)
@@ -106,5 +115,5 @@ def run(directory: Path, lmtp: int = 1) -> Iterator[Relay]:
     nsenter = shutil.which("nsenter", path=PATH) or ""
     within = (nsenter, "--target", str(server.process.pid), "--mount", "--setgid", gid)
     queue = Queue(command=(*within, "/usr/sbin/smtpctl"))
-    yield Relay(server, filtered, plain, maildir, queue)
+    yield Relay(server, filtered, plain, maildir, queue, directory / "forget")
     server.stop()
