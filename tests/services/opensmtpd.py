@@ -7,8 +7,9 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,15 +42,20 @@ listen on {host} port {other} smtps pki other hostname mx0.example.org
 action "relay" relay
 match auth from any for any action "relay"
 """
-# Everything that can be broken from outside; the filters are for the first port alone.
-FAULTY_CONF = """\
-{pki}
-table login {{ "probe" = "{hash}" }}
-table users {{ "@example.org" = "nobody" }}
+# What is refused for its address, and what FILTER does; *directory* is one that `breakable` prepares.
+FILTERS = """\
 filter no_rdns phase connect match !rdns disconnect "550 no rDNS available"
 filter no_dyn phase connect match rdns regex {{ ".*\\.dyn\\..*" }} disconnect "550 no dynamic address"
 filter faults proc-exec "{directory}/faultfilter {directory}/fault"
-listen on {host} port {smtp} filter {{ no_rdns, no_dyn, faults }} hostname mx0.example.org
+filter all chain {{ no_rdns, no_dyn, faults }}
+"""
+# Everything that can be broken from outside; the filters are for the first port alone.
+FAULTY_CONF = """\
+{pki}
+{filters}
+table login {{ "probe" = "{hash}" }}
+table users {{ "@example.org" = "nobody" }}
+listen on {host} port {smtp} filter "all" hostname mx0.example.org
 listen on {host} port {starttls} tls pki good hostname mx0.example.org
 listen on {host} port {smtps} smtps pki good hostname mx0.example.org
 listen on {host} port {submission} tls-require auth <login> pki good hostname mx0.example.org
@@ -82,9 +88,9 @@ done
 # The tables are in a database, as in the talk: recipients and logins depend on it.
 MYSQL_CONF = """\
 {pki}
-table domains mysql:{directory}/mysql.conf
-table users mysql:{directory}/mysql.conf
-table login mysql:{directory}/mysql.conf
+table domains mysql:{table}
+table users mysql:{table}
+table login mysql:{table}
 listen on {host} port {smtp} hostname mx0.example.org
 listen on {host} port {submission} tls-require auth <login> pki good hostname mx0.example.org
 action "store" mda "cat >/dev/null" virtual <users>
@@ -123,7 +129,7 @@ def start(
     """Start OpenSMTPD, the one whose *programs* these are; at most so many *files* may be open."""
     need("smtpd", "smtpctl", "unshare", "nsenter", "mount")
     for name in ("spool/smtpd", "mail", "run"):
-        (directory / name).mkdir(mode=0o711, parents=True)
+        (directory / name).mkdir(mode=0o711, parents=True, exist_ok=True)
     path = directory / "smtpd.conf"
     path.write_text(conf)
     path.chmod(0o600)
@@ -150,6 +156,30 @@ def smtpctl(server: Server, *words: str) -> str:
     return done.stdout
 
 
+class Certified:
+    """OpenSMTPD that shows the pair good, or for a while what another pair has."""
+
+    def __init__(self, directory: Path, conf: str, check: Smtp, files: int | None = None) -> None:
+        self.directory = directory
+        self._start = partial(start, directory, conf, check, newer(), files)
+        self.server: Server = self._start()
+
+    @contextmanager
+    def by(self, pair: str) -> Iterator[None]:
+        """Have it started again with *pair*, and later with a good one: it reads them once."""
+        self._restart(pair)
+        try:
+            yield
+        finally:
+            self._restart("renewed")
+
+    def _restart(self, pair: str) -> None:
+        self.server.stop()
+        for what in ("pem", "key"):
+            shutil.copy(self.directory / f"{pair}.{what}", self.directory / f"good.{what}")
+        self.server = self._start()
+
+
 class Mail(NamedTuple):
     """OpenSMTPD with TLS: its ports by what they are for, its authority, a good and a bad login."""
 
@@ -161,11 +191,15 @@ class Mail(NamedTuple):
 
 
 def certificates(directory: Path) -> Path:
-    """Write the pairs good, expired and other into *directory*; return the file of their authority."""
+    """Write pairs into *directory*; return the file of their authority.
+
+    They are called good, renewed, which is as good, expired and other.
+    """
     authority, now = trustme.CA(), datetime.now(UTC)
     authority.cert_pem.write_to_path(str(directory / "ca.pem"))
     for name, host, days in (
         ("good", NAME, 42.5),
+        ("renewed", NAME, 42.5),
         ("expired", NAME, -3.5),
         ("other", "mx1.example.org", 42.5),
     ):
@@ -224,6 +258,62 @@ def _checks(directory: Path, ports: dict[str, int], ca: Path) -> dict[str, Smtp]
 
 
 HOSTS = f"{HOST} client.example.org\n"
+DYNAMIC = f"{HOST} host-7.dyn.example.net\n"
+
+
+def breakable(directory: Path, dns: Resolver) -> None:
+    """Write what FILTERS need into *directory*, who we are, and which resolver there is."""
+    (directory / "faultfilter").write_text(FILTER)
+    (directory / "faultfilter").chmod(0o755)
+    (directory / "fault").touch()
+    (directory / "hosts").write_text(HOSTS)
+    (directory / "resolv.conf").write_text(f"nameserver {dns.address}\n")
+
+
+@contextmanager
+def written(path: Path, text: str) -> Iterator[None]:
+    """Have *path* say something else for a while, without being another file."""
+    before = path.read_text()
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+@contextmanager
+def paused(server: Server) -> Iterator[None]:
+    """Have it take no connections, as an operator does."""
+    smtpctl(server, "pause", "smtp")
+    try:
+        yield
+    finally:
+        smtpctl(server, "resume", "smtp")
+
+
+@contextmanager
+def crowded(address: str, port: int) -> Iterator[None]:
+    """Have more connections wait than the kernel keeps for one who does not take them."""
+    with ExitStack() as stack:
+        for _ in range(8):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex((address, port))
+        yield
+
+
+@contextmanager
+def sessions(address: str, port: int) -> Iterator[None]:
+    """Hold as many sessions as are greeted."""
+    with ExitStack() as stack:
+        for _ in range(20):
+            sock = stack.enter_context(socket.create_connection((address, port)))
+            sock.settimeout(1.0)
+            try:
+                assert sock.recv(100).startswith(b"220 ")
+            except TimeoutError:
+                break
+        yield
 
 
 def faulty(directory: Path) -> Iterator[Faulty]:
@@ -232,37 +322,40 @@ def faulty(directory: Path) -> Iterator[Faulty]:
     ca = certificates(directory)
     ports = {name: free_port() for name in ("smtp", "starttls", "smtps", "submission")}
     pki = PKI.format(name="good", directory=directory)
+    filters = FILTERS.format(directory=directory)
     conf = FAULTY_CONF.format(
-        host=HOST, pki=pki, hash=encrypted("secret"), directory=directory, **ports
+        host=HOST, pki=pki, filters=filters, hash=encrypted("secret"), **ports
     )
-    (directory / "faultfilter").write_text(FILTER)
-    (directory / "faultfilter").chmod(0o755)
-    (directory / "fault").touch()
-    (directory / "hosts").write_text(HOSTS)
     checks = _checks(directory, ports, ca)
     tls = structs.replace(checks["submission"], port=ports["starttls"], login=None)
     checks["starttls"] = tls
     checks["smtps"] = structs.replace(tls, port=ports["smtps"], tls="implicit")
     with resolver() as dns:
-        (directory / "resolv.conf").write_text(f"nameserver {dns.address}\n")
+        breakable(directory, dns)
         server = start(directory, conf, checks["smtp"], programs)
         yield Faulty(server, checks, directory / "fault", directory / "hosts", dns)
         server.stop()
 
 
-def with_database(directory: Path, database: str) -> Iterator[tuple[Server, dict[str, Smtp]]]:
-    """Run an OpenSMTPD whose tables are in the database at an address."""
-    programs = newer()
+def mysql_table(directory: Path, database: str) -> Path:
+    """Write into *directory* how the database at an address is asked; return the file."""
     if not Path("/usr/libexec/opensmtpd/table-mysql").exists():
         pytest.skip("no table-mysql here: run tests/services/install")
-    ca = certificates(directory)
-    ports = {name: free_port() for name in ("smtp", "submission")}
     table = directory / "mysql.conf"
     table.touch(0o640)
     table.write_text(MYSQL_TABLE.format(database=database))
     shutil.chown(table, "root", "opensmtpd")
+    return table
+
+
+def with_database(directory: Path, database: str) -> Iterator[tuple[Server, dict[str, Smtp]]]:
+    """Run an OpenSMTPD whose tables are in the database at an address."""
+    programs = newer()
+    ca = certificates(directory)
+    ports = {name: free_port() for name in ("smtp", "submission")}
     pki = PKI.format(name="good", directory=directory)
-    conf = MYSQL_CONF.format(host=HOST, pki=pki, directory=directory, **ports)
+    table = mysql_table(directory, database)
+    conf = MYSQL_CONF.format(host=HOST, pki=pki, table=table, **ports)
     checks = _checks(directory, ports, ca)
     server = start(directory, conf, checks["smtp"], programs)
     yield server, checks
@@ -273,10 +366,11 @@ def with_database(directory: Path, database: str) -> Iterator[tuple[Server, dict
 
 
 class Resolver:
-    """Answers on port 53 of an address of its own that there is no such name, unless *silent*."""
+    """Answers on port 53 of an address of its own with *code*, that there is no such name, or is *silent*."""
 
     def __init__(self) -> None:
         self.silent = False
+        self.code = 3  # NXDOMAIN
         self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         for last in range(2, 255):
             self.address = f"127.53.0.{last}"
@@ -298,8 +392,8 @@ class Resolver:
                 continue
             if not self.silent:
                 end = query.index(b"\0", 12) + 5  # of the question
-                counts = b"\0\1\0\0\0\0\0\0"
-                self._sock.sendto(query[:2] + b"\x81\x83" + counts + query[12:end], client)
+                head = bytes([0x81, 0x80 | self.code]) + b"\0\1\0\0\0\0\0\0"
+                self._sock.sendto(query[:2] + head + query[12:end], client)
 
     def stop(self) -> None:
         """End it."""

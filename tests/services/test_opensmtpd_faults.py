@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from checks.smtp import Smtp
 from hactl.core.health import State
+from hactl.core.model import Verdict
 from tests.services import opensmtpd
 from tests.services.mariadb import Database
-from tests.services.opensmtpd import CONF, HOSTS, Faulty, smtpctl
+from tests.services.opensmtpd import CONF, DYNAMIC, Faulty
 from tests.services.servers import HOST, Server, free_port
 from tests.services.watching import Watch, endure, timed
 
@@ -33,13 +34,8 @@ def watch(faulty: Faulty) -> Iterator[Watch]:
 # Faults
 
 
-@contextmanager
-def paused(faulty: Faulty) -> Iterator[None]:
-    smtpctl(faulty.server, "pause", "smtp")
-    try:
-        yield
-    finally:
-        smtpctl(faulty.server, "resume", "smtp")
+def paused(faulty: Faulty) -> AbstractContextManager[None]:
+    return opensmtpd.paused(faulty.server)
 
 
 def hung(name: str) -> Callable[[Faulty], AbstractContextManager[None]]:
@@ -47,45 +43,36 @@ def hung(name: str) -> Callable[[Faulty], AbstractContextManager[None]]:
 
 
 def filtering(fault: str) -> Callable[[Faulty], AbstractContextManager[None]]:
-    @contextmanager
-    def broken(faulty: Faulty) -> Iterator[None]:
-        faulty.fault.write_text(fault + "\n")
+    return lambda faulty: opensmtpd.written(faulty.fault, fault + "\n")
+
+
+def known_as(line: str) -> Callable[[Faulty], AbstractContextManager[None]]:
+    """Change what the server finds for our address."""
+    return lambda faulty: opensmtpd.written(faulty.hosts, line)
+
+
+@contextmanager
+def dns_silent(faulty: Faulty) -> Iterator[None]:
+    """Have the resolver answer nothing, of us neither."""
+    with opensmtpd.written(faulty.hosts, ""):
+        faulty.resolver.silent = True
         try:
             yield
         finally:
-            faulty.fault.write_text("")
-
-    return broken
-
-
-def known_as(
-    line: str, *, silent: bool = False
-) -> Callable[[Faulty], AbstractContextManager[None]]:
-    """Change what the server finds for our address, and whether its resolver answers."""
-
-    @contextmanager
-    def broken(faulty: Faulty) -> Iterator[None]:
-        faulty.hosts.write_text(line)
-        faulty.resolver.silent = silent
-        try:
-            yield
-        finally:
-            faulty.hosts.write_text(HOSTS)
             faulty.resolver.silent = False
-
-    return broken
 
 
 @contextmanager
 def backlog_full(faulty: Faulty) -> Iterator[None]:
     """Hang, and have more connections wait than the kernel keeps."""
-    with ExitStack() as stack:
-        stack.enter_context(hung("dispatcher")(faulty))
-        for _ in range(8):
-            sock = stack.enter_context(socket.socket())
-            sock.setblocking(False)
-            sock.connect_ex((HOST, faulty.checks["smtp"].port))
+    with hung("dispatcher")(faulty), opensmtpd.crowded(HOST, faulty.checks["smtp"].port):
         yield
+
+
+@pytest.mark.parametrize("depth", ["greeting", "ehlo", "mail", "rcpt"])
+def test_passes_at_each_depth(faulty: Faulty, depth: str) -> None:
+    result = faulty.server.look(structs.replace(faulty.checks["smtp"], depth=depth))
+    assert (result.verdict, result.step) == (Verdict.OK, depth)
 
 
 ALL = ("smtp", "starttls", "smtps", "submission")
@@ -101,12 +88,9 @@ NO_GREETING = r"(greeting|tls): no answer in 1s"
         (hung("queue"), ("smtp",), r"mail: no answer in 1s", True),
         # A handshake waits for crypto, and everybody for the handshake: dispatcher is one process.
         (hung("crypto"), ALL[1:], NO_GREETING, True),
-        (known_as("", silent=True), ALL, NO_GREETING, True),
+        (dns_silent, ALL, NO_GREETING, True),
         (known_as(""), ("smtp",), r"refuses us \(550 no rDNS available\)", False),
-        (
-            known_as(f"{HOST} host-7.dyn.example.net\n"), ("smtp",),
-            r"refuses us \(550 no dynamic address\)", False,
-        ),
+        (known_as(DYNAMIC), ("smtp",), r"refuses us \(550 no dynamic address\)", False),
         (filtering("connect delay 3"), ("smtp",), r"greeting: no answer in 1s", True),
         (
             filtering("connect disconnect 421 4.3.2 too busy"), ("smtp",),
@@ -169,23 +153,11 @@ def test_no_room_for_more_sessions(directory: Path) -> None:
     server = opensmtpd.start(directory / "small", conf, check, opensmtpd.newer(), files=40)
     try:
         with watching({"smtp": check}) as watch:
-            endure(watch, sessions(server), {"smtp": r"greeting: no answer in 1s"})
+            endure(
+                watch, opensmtpd.sessions(HOST, check.port), {"smtp": r"greeting: no answer in 1s"}
+            )
     finally:
         server.stop()
-
-
-@contextmanager
-def sessions(server: Server) -> Iterator[None]:
-    """Hold as many sessions as are greeted."""
-    with ExitStack() as stack:
-        for _ in range(20):
-            sock = stack.enter_context(socket.create_connection((HOST, server.check.port)))
-            sock.settimeout(1.0)
-            try:
-                assert sock.recv(100).startswith(b"220 ")
-            except TimeoutError:
-                break
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from msgspec import structs
@@ -10,10 +12,11 @@ from msgspec import structs
 from checks.smtp import Smtp
 from checks.tls import Tls
 from hactl.core.model import Verdict
-from tests.services.opensmtpd import Mail
-from tests.services.servers import speaks_tls
+from tests.services import opensmtpd
+from tests.services.opensmtpd import Certified, Mail
+from tests.services.servers import HOST, free_port, speaks_tls
 from tests.services.test_opensmtpd import NAME, SHORT, summary
-from tests.services.watching import Watch, timed
+from tests.services.watching import Watch, endure, timed
 
 pytestmark = pytest.mark.service
 
@@ -69,17 +72,44 @@ def test_a_bad_certificate_is_told_exactly(mail: Mail, port: str, why: str) -> N
         assert "left_days" in result.measures
 
 
-def test_a_bad_certificate_is_found_out_in_time(mail: Mail) -> None:
-    """smtpd reads its certificates when it starts, so these were bad all the time."""
-    reasons = {
-        "expired": "tls: certificate expired 3 days ago, fine but for the date",
-        "other": f"tls: certificate is for mx1.example.org, not {GOOD}",
-    }
-    checks = {name: structs.replace(smtps(mail), port=mail.ports[name]) for name in reasons}
-    with Watch({name: timed(check, 1.0, 1.0) for name, check in checks.items()}) as watch:
-        since = time.monotonic()
-        for name, reason in reasons.items():
-            assert watch.down(name, since, silent=False).reason == reason
+CERTIFIED = """\
+{pki}
+listen on {host} port {port} smtps pki good hostname mx0.example.org
+action "relay" relay
+match auth from any for any action "relay"
+"""
+
+
+@pytest.fixture(scope="module")
+def certified(directory: Path) -> Iterator[tuple[Certified, Smtp]]:
+    """Run an OpenSMTPD whose certificate can be changed, and say how to look at it."""
+    home = directory / "certified"
+    home.mkdir()
+    ca = opensmtpd.certificates(home)
+    check = Smtp(port=free_port(), tls="implicit", name=GOOD, ca=ca)
+    pki = opensmtpd.PKI.format(name="good", directory=home)
+    conf = CERTIFIED.format(pki=pki, host=HOST, port=check.port)
+    smtpd = Certified(home, conf, structs.replace(check, verify=False, ca=None))
+    yield smtpd, check
+    smtpd.server.stop()
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        ("expired", r"tls: certificate expired 3 days ago, fine but for the date"),
+        ("other", rf"tls: certificate is for mx1\.example\.org, not {re.escape(GOOD)}"),
+    ],
+)
+def test_a_bad_certificate_is_found_out_in_time(
+    certified: tuple[Certified, Smtp], pair: str, reason: str
+) -> None:
+    """smtpd reads its certificates when it starts: so it was started with a bad one."""
+    smtpd, check = certified
+    tls = Tls(port=check.port, name=GOOD, ca=check.ca)
+    checks = {"smtp": timed(check, 1.0, 1.0), "tls": timed(tls, 1.0, 1.0)}
+    with Watch(checks) as watch:
+        endure(watch, smtpd.by(pair), dict.fromkeys(checks, reason), silent=False)
 
 
 def test_logs_in(mail: Mail) -> None:
