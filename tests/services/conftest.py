@@ -99,6 +99,6 @@ def clamd(directory: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def dnsmasq() -> Iterator[Dnsmasq]:
+def dnsmasq(directory: Path) -> Iterator[Dnsmasq]:
     """Run dnsmasq."""
-    yield from named.run()
+    yield from named.run(directory)
