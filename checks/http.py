@@ -87,7 +87,7 @@ class Http(Probed, frozen=True, kw_only=True, tag="http"):
         except aiohttp.TooManyRedirects:
             return fail(f"more than {REDIRECTS} redirects")
         except aiohttp.ClientResponseError as error:
-            why = error.message.strip().partition("\n")[0]
+            why = " ".join(error.message.replace("^", " ").split())  # it points below a line
             return fail(f"not HTTP: {quote(why.encode())}")
         except aiohttp.InvalidURL:
             return fail("redirects to what is no address")
