@@ -166,7 +166,7 @@ def looks(found: Any) -> Iterable[str]:
         yield paint(safe(f"{head}: {result['reason']}"), "" if result["verdict"] == "ok" else "red")
         for step, seconds in result["steps"]:
             yield safe(f"    {step:<12} {seconds * 1000:9.1f} ms")
-        if result["verdict"] != "ok" and result["step"]:
+        if result["verdict"] in ("fail", "unknown") and result["step"]:
             yield safe(f"    {result['step']:<12}   stopped here")
         times = {f"{step}_seconds" for step, _ in result["steps"]} | {"total_seconds"}
         for name, value in result["measures"].items():

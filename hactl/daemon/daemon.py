@@ -24,6 +24,7 @@ from hactl.config import Config, ConfigError
 from hactl.core import explain
 from hactl.core.engine import CYCLE, UNSURE, Engine, Event
 from hactl.core.explain import Snapshot
+from hactl.core.health import Health, limited
 from hactl.core.model import Action, Checked, HostStatus, Member, Override, Owned, Probe, Verb
 from hactl.core.policy import Memory
 from hactl.core.units import Duration
@@ -630,9 +631,16 @@ class Daemon:
         return Answer(data=[msgspec.to_builtins(look) for look in looks])
 
     async def _look(self, probe: Probe) -> Checked:
+        """Look once, and judge by the limits as health would; what is beyond one stopped nowhere."""
         ended: asyncio.Future[Checked] = self._loop.create_future()
+        limits = self._config.checks[probe.check].limits
         self._runner.look(probe, ended.set_result)
-        return await ended
+        checked = await ended
+        health = self._engine.healths.get(probe, Health())
+        result, _ = limited(checked.result, health.levels, limits)
+        if result is not checked.result:
+            checked = replace(checked, result=replace(result, step=""))
+        return checked
 
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}

@@ -234,6 +234,13 @@ def test_check_looks_now_and_shows_each_step(tmp_path: Path) -> None:
         assert (await farm.ask("check", "mx0", "nfs"))["code"] == 1
         assert "it has: smtp" in (await farm.ask("check", "mx0", "nfs"))["text"]
         assert (await farm.ask("check", "mx9"))["code"] == 1
+        path = farm.directory / "hactl.yaml"
+        limits = "type: smtp, limits: {ehlo_seconds: {warn: 0}}"
+        path.write_text(path.read_text().replace("type: smtp", limits))
+        assert (await farm.ask("reload"))["code"] == 0
+        (look,) = (await farm.ask("check", "mx0"))["data"]
+        assert (look["result"]["verdict"], look["result"]["step"]) == ("warn", "")
+        assert look["result"]["reason"].startswith("ehlo_seconds is ")
 
     play(tmp_path, scene)
 
