@@ -32,15 +32,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from checks import Probed, Spoken, Target, delivery
 from checks._tasks import Tasks
 from checks._wire import Wire
+from checks.banner import Banner
 from checks.clamd import Clamd
 from checks.delivery import Delivery
+from checks.http import Http
+from checks.queue import Queue
 from checks.smtp import Smtp
 from checks.spamd import Spamd
 from checks.tcp import Tcp
+from checks.tls import Tls
 from hactl.core.model import Result, Verdict
 from hactl.core.units import Duration
-from tests.services import clamd, dovecot, opensmtpd, postfix, relay, spamd
-from tests.services.servers import HOST, Server
+from tests.services import clamd, dnsmasq, dovecot, opensmtpd, postfix, relay, spamd
+from tests.services.servers import HOST, Server, free_port, need
 
 LIMIT = 30.0  # seconds of a look
 QUIET = 0.3  # seconds without a new line, after which the log is complete
@@ -51,6 +55,7 @@ class Bed(NamedTuple):
 
     server: Server
     probes: Mapping[str, Spoken | Probed]
+    session: str = "smtp connected"  # what the log has for each
 
 
 @contextmanager
@@ -61,6 +66,9 @@ def opensmtpd_bed(directory: Path) -> Iterator[Bed]:
         probes: dict[str, Spoken] = {"tcp": Tcp(port=smtp.port)}
         for depth in ("greeting", "ehlo", "mail", "rcpt"):
             probes[f"smtp, depth {depth}"] = structs.replace(smtp, depth=depth)
+        smtps = faulty.checks["smtps"]
+        probes["banner"] = Banner(port=smtp.port, expect="220 ")
+        probes["tls"] = Tls(port=smtps.port, name=smtps.name, ca=smtps.ca)
         probes["smtp, starttls"] = faulty.checks["starttls"]
         probes["smtp, login"] = faulty.checks["submission"]
         yield Bed(faulty.server, probes)
@@ -78,11 +86,13 @@ def relay_bed(directory: Path) -> Iterator[Bed]:
 def postfix_bed(directory: Path) -> Iterator[Bed]:
     """Run Postfix."""
     for found in postfix.run(directory):
-        probes: dict[str, Spoken] = {"tcp": Tcp(port=found.check.port)}
+        probes: dict[str, Spoken | Probed] = {"tcp": Tcp(port=found.check.port)}
         for depth in ("greeting", "ehlo", "mail", "rcpt"):
             probes[f"smtp, depth {depth}"] = structs.replace(found.check, depth=depth)
+        probes["queue (empty)"] = Queue(server="postfix", command=(str(found.postqueue),))
         tls = Smtp(port=found.check.port, tls="starttls", name=opensmtpd.NAME, ca=found.ca)
-        yield Bed(found.server, probes | {"smtp, starttls": tls})
+        probes["smtp, starttls"] = tls
+        yield Bed(found.server, probes, ": connect from")
 
 
 @contextmanager
@@ -119,6 +129,41 @@ def clamd_bed(directory: Path) -> Iterator[Bed]:
         yield Bed(server, {"clamd, text": scan, "clamd, sample": sample})
 
 
+@contextmanager
+def dnsmasq_bed(directory: Path) -> Iterator[Bed]:
+    """Run dnsmasq, which logs queries here."""
+    for server in dnsmasq.run(directory / "dnsmasq"):
+        yield Bed(server, {"dns": server.dns}, ": query[")
+
+
+HAPROXY = """\
+global
+    log stdout format raw local0
+defaults
+    mode http
+    log global
+    option httplog
+    timeout client 10s
+frontend page
+    bind {host}:{port}
+    http-request return status 200 content-type text/plain string pong
+"""
+
+
+@contextmanager
+def haproxy_bed(directory: Path) -> Iterator[Bed]:
+    """Run HAProxy, which has a page of its own."""
+    need("haproxy")
+    page = Http(port=free_port(), text="pong")
+    file = directory / "haproxy.cfg"
+    file.write_text(HAPROXY.format(host=HOST, port=page.port))
+    server = Server(["haproxy", "-db", "-f", str(file)], directory, Tcp(port=page.port))
+    try:
+        yield Bed(server, {"http": page}, '"GET ')
+    finally:
+        server.stop()
+
+
 BEDS: dict[str, Callable[[Path], Any]] = {
     "OpenSMTPD": opensmtpd_bed,
     "OpenSMTPD, its queue": relay_bed,
@@ -126,6 +171,8 @@ BEDS: dict[str, Callable[[Path], Any]] = {
     "Dovecot": dovecot_bed,
     "spamd": spamd_bed,
     "clamd": clamd_bed,
+    "dnsmasq": dnsmasq_bed,
+    "HAProxy": haproxy_bed,
 }
 
 
@@ -205,7 +252,7 @@ def measure(bed: Bed, name: str, count: int) -> dict[str, Any]:
     after = settled(server)
     sessions = looks.sockets  # of a coroutine the server knows
     if isinstance(check, Probed):
-        sessions = after.count("smtp connected") - log.count("smtp connected")
+        sessions = after.count(bed.session) - log.count(bed.session)
     return {
         "probe": name,
         "looks": count,

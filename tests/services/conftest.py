@@ -101,4 +101,4 @@ def clamd(directory: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def dnsmasq(directory: Path) -> Iterator[Dnsmasq]:
     """Run dnsmasq."""
-    yield from named.run(directory)
+    yield from named.run(directory / "dnsmasq")

@@ -20,14 +20,17 @@ class Dnsmasq(Server):
     """A process that is not asked over TCP whether it is ready."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory, self._log = directory, directory / "log"
         self.dns = Dns(port=free_port(), ask="mx.example.org", expect=("192.0.2.1",))
         self._names = directory / "names"
         self._names.write_text("192.0.2.1 mx.example.org\n")
         listen = [f"--listen-address={HOST}", f"--port={self.dns.port}", "--bind-interfaces"]
         alone = ["--no-hosts", "--no-resolv", "--conf-file=/dev/null", "--keep-in-foreground"]
         who = ["--user=nobody", "--group=nogroup", "--pid-file="]
-        names = f"--addn-hosts={self._names}"
-        self._popen = subprocess.Popen(["dnsmasq", *alone, *listen, *who, names])
+        known = [f"--addn-hosts={self._names}", "--log-queries", "--log-facility=-"]
+        with self._log.open("ab") as log:
+            command = ["dnsmasq", *alone, *listen, *who, *known]
+            self._popen = subprocess.Popen(command, stdout=log, stderr=log)
         self.process = psutil.Process(self._popen.pid)
         self.await_ready()
 
@@ -55,6 +58,7 @@ class Dnsmasq(Server):
 def run(directory: Path) -> Iterator[Dnsmasq]:
     """Run dnsmasq."""
     need("dnsmasq")
+    directory.mkdir()
     server = Dnsmasq(directory)
     yield server
     server.stop()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -123,12 +124,15 @@ def test_nothing_grows_while_all_looks_go_at_their_fastest(
     with Watch(checks) as watch:
         watch.until(State.UP)
         time.sleep(SECONDS / 4)  # caches fill
-        begun, most, kib = watch.count(), (0, 0, 0), [memory()]
+        begun, most, kib, words = watch.count(), (0, 0, 0), [memory()], set[str]()
         start = time.monotonic()
         for part in range(1, PARTS + 1):
             while time.monotonic() < start + SECONDS * part / PARTS:
                 time.sleep(0.2)
                 most = tuple(map(max, most, held()))  # type: ignore[assignment]
+                for child in ours.children():
+                    with suppress(psutil.Error):
+                        words.update(child.cmdline())
             kib.append(memory())
         looks = watch.count() - begun
         tally = watch.tally()
@@ -143,3 +147,5 @@ def test_nothing_grows_while_all_looks_go_at_their_fastest(
     # The tests before may have left something to the collector.
     assert all(now <= then for now, then in zip(held(), empty, strict=True))
     assert max(kib) <= kib[0] * 1.05
+    assert words, "programs were run"
+    assert not any("secret" in word for word in words)
