@@ -13,10 +13,10 @@ from tests.services.servers import HOST, Server, free_port, need
 CHILDREN = 2
 
 
-def launch(directory: Path, ready: Spoken) -> Server:
-    """Start spamd with local rules only on a free port; it is ready when *ready* passes.
+def launch(directory: Path, ready: Spoken, rules: Path | None = None) -> Server:
+    """Start spamd with local *rules* only on a free port; it is ready when *ready* passes.
 
-    Its port accepts seconds before the rules are compiled.
+    Its port accepts seconds before the rules are compiled.  Without *rules* it has those of its package.
     """
     need("spamd")
     home = directory / "home"
@@ -26,5 +26,6 @@ def launch(directory: Path, ready: Spoken) -> Server:
     listen = ["-i", f"{HOST}:{check.port}", "-A", HOST]
     children = ["-m", str(CHILDREN), f"--min-children={CHILDREN}", "--min-spare=1", "--max-spare=2"]
     user = ["-u", "nobody", "-x", "-H", str(home)]
-    command = ["spamd", "--local", "--syslog=stderr", *listen, *children, *user]
+    where = [] if rules is None else [f"--configpath={rules}"]
+    command = ["spamd", "--local", "--syslog=stderr", *listen, *children, *user, *where]
     return Server(command, directory, check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_a_slow_scan_is_degraded_by_its_limit(spamd: Server) -> None:
     with Watch({"scan": timed(never, 0.5, 5.0, limits=limits)}) as watch:
         health = watch.until(State.DEGRADED)["scan"]
     assert health.reason.startswith("scan_seconds is ")
+
+
+def test_a_spamd_without_its_rules_lets_all_pass_and_is_found_out(directory: Path) -> None:
+    """It starts only if there is one at least."""
+    rules = directory / "rules"
+    rules.mkdir()
+    (rules / "one.cf").write_text("header ONE Subject =~ /one/\nscore ONE 0.1\n")
+    (directory / "lax").mkdir()
+    server = launch(directory / "lax", Spamd(scan=False), rules)
+    try:
+        assert server.look(Spamd(port=server.check.port, gtube=Duration(0))).verdict is Verdict.OK
+        check = Spamd(port=server.check.port)
+        with Watch({"spamd": timed(check, 1.0, 1.0, 0.2)}) as watch:
+            since = time.monotonic()
+            health = watch.down("spamd", since, silent=False)
+        assert health.last is not None
+        assert health.last.reason.startswith("GTUBE is no spam (scanned, score ")
+    finally:
+        server.stop()
 
 
 def test_a_port_that_is_open_before_the_rules_are_ready_does_not_pass(directory: Path) -> None:
