@@ -225,13 +225,15 @@ def details(code: int, why: str, found: Certificate, name: str, now: float) -> s
     if code not in AGAIN:
         return f"{why}; the certificate {dated}" if dated else why
     faults = []
+    if code in NAMES and any(_covers(each, name) for each in found.names):
+        return f"{why}, but the one seen next is: another server's"
     if code in NAMES or not any(_covers(each, name) for each in found.names):
         shown = ", ".join(found.names[:3]) + (" ..." if len(found.names) > 3 else "")
         faults.append(f"is for {shown or 'no name'}, not {name}")
     if dated:
         faults.append(dated)
     elif code in DATES:
-        return f"a certificate above this one in the chain {DATES[code]}"
+        return f"{why}: not the one seen next, but one above it, or another server's"
     text = "certificate " + " and ".join(faults)
     return f"{text}, fine but for the date" if code in DATES and len(faults) == 1 else text
 
