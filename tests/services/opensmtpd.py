@@ -118,7 +118,12 @@ mount --bind "$0/run" /run && exec /usr/sbin/smtpd -d -v -f "$0/smtpd.conf"
 
 
 def start(
-    directory: Path, conf: str, check: Smtp, programs: Path | None = None, files: int | None = None
+    directory: Path,
+    conf: str,
+    check: Smtp,
+    programs: Path | None = None,
+    files: int | None = None,
+    host: str = HOST,
 ) -> Server:
     """Start OpenSMTPD, the one whose *programs* these are; at most so many *files* may be open."""
     need("smtpd", "smtpctl", "unshare", "nsenter", "mount")
@@ -129,7 +134,7 @@ def start(
     path.chmod(0o600)
     unshare = ["unshare", "--mount", "--propagation", "private"]
     command = ["sh", "-c", START, str(directory), str(programs or ""), str(files or "")]
-    return Server([*unshare, *command], directory, check)
+    return Server([*unshare, *command], directory, check, host=host)
 
 
 def newer() -> Path | None:
@@ -253,20 +258,25 @@ def faulty(directory: Path) -> Iterator[Faulty]:
 def with_database(directory: Path, database: str) -> Iterator[tuple[Server, dict[str, Smtp]]]:
     """Run an OpenSMTPD whose tables are in the database at an address."""
     programs = newer()
-    if not Path("/usr/libexec/opensmtpd/table-mysql").exists():
-        pytest.skip("no table-mysql here: run tests/services/install")
+    mysql_table(directory, database)
     ca = certificates(directory)
     ports = {name: free_port() for name in ("smtp", "submission")}
-    table = directory / "mysql.conf"
-    table.touch(0o640)
-    table.write_text(MYSQL_TABLE.format(database=database))
-    shutil.chown(table, "root", "opensmtpd")
     pki = PKI.format(name="good", directory=directory)
     conf = MYSQL_CONF.format(host=HOST, pki=pki, directory=directory, **ports)
     checks = _checks(directory, ports, ca)
     server = start(directory, conf, checks["smtp"], programs)
     yield server, checks
     server.stop()
+
+
+def mysql_table(directory: Path, database: str) -> None:
+    """Write mysql.conf into *directory*, for tables in the database at an address."""
+    if not Path("/usr/libexec/opensmtpd/table-mysql").exists():
+        pytest.skip("no table-mysql here: run tests/services/install")
+    table = directory / "mysql.conf"
+    table.touch(0o640)
+    table.write_text(MYSQL_TABLE.format(database=database))
+    shutil.chown(table, "root", "opensmtpd")
 
 
 # A DNS server that knows nobody, or says nothing

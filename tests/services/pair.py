@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,9 +70,9 @@ FOLLOW = (
 class Side:
     """One of the two."""
 
-    def __init__(self, directory: Path, number: int, template: Path) -> None:
+    def __init__(self, directory: Path, number: int, template: Path, host: str) -> None:
         self.directory = directory
-        self.host = free_address()
+        self.host = host
         directory.mkdir()
         shutil.copytree(template, directory / "data")
         conf = CONF.format(directory=directory, host=self.host, number=number)
@@ -126,7 +126,7 @@ class Side:
 class Pair:
     """Both sides, and the account that looks at them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, hosts: Sequence[str] = ()) -> None:
         need("mariadbd", "mariadb-install-db")
         shutil.chown(directory, "mysql")
         template = directory / "template"
@@ -139,7 +139,8 @@ class Pair:
         self.sides: list[Side] = []
         try:
             for number in (1, 2):
-                self.sides.append(Side(directory / f"db{number}", number, template))
+                host = hosts[number - 1] if hosts else free_address()
+                self.sides.append(Side(directory / f"db{number}", number, template, host))
             one, two = self.sides
             for side, other in ((one, two), (two, one)):
                 side.sql(*ACCOUNTS, database=None)

@@ -53,7 +53,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A process with children; *check* is what tells that it is ready."""
+    """A process with children; *check* is what tells that it is ready, at *host*."""
 
     def __init__(
         self,
@@ -61,8 +61,10 @@ class Server:
         directory: Path,
         check: Spoken,
         environment: Mapping[str, str] | None = None,
+        host: str = HOST,
     ) -> None:
         self.check = check
+        self.host = host
         self.directory = directory
         self._log = directory / "log"
         with self._log.open("ab") as log:  # some write to it themselves as well
@@ -88,8 +90,8 @@ class Server:
     def look(self, check: Spoken | Probed, limit: float = PATIENCE) -> Result:
         """Run *check* once."""
         if isinstance(check, Probed):
-            return asyncio.run(_tasks.look(check, Target("mx0", HOST), limit))
-        return asyncio.run(converse(*check.where(HOST), check.talk(Target()), limit))
+            return asyncio.run(_tasks.look(check, Target("mx0", self.host), limit))
+        return asyncio.run(converse(*check.where(self.host), check.talk(Target()), limit))
 
     def await_ready(self) -> None:
         """Return as soon as the check passes."""

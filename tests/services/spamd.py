@@ -13,7 +13,7 @@ from tests.services.servers import HOST, Server, free_port, need
 CHILDREN = 2
 
 
-def launch(directory: Path, ready: Spoken) -> Server:
+def launch(directory: Path, ready: Spoken, host: str = HOST) -> Server:
     """Start spamd with local rules only on a free port; it is ready when *ready* passes.
 
     Its port accepts seconds before the rules are compiled.
@@ -23,8 +23,8 @@ def launch(directory: Path, ready: Spoken) -> Server:
     home.mkdir()
     shutil.chown(home, "nobody")
     check = structs.replace(ready, port=free_port())
-    listen = ["-i", f"{HOST}:{check.port}", "-A", HOST]
+    listen = ["-i", f"{host}:{check.port}", "-A", HOST]
     children = ["-m", str(CHILDREN), f"--min-children={CHILDREN}", "--min-spare=1", "--max-spare=2"]
     user = ["-u", "nobody", "-x", "-H", str(home)]
     command = ["spamd", "--local", "--syslog=stderr", *listen, *children, *user]
-    return Server(command, directory, check)
+    return Server(command, directory, check, host=host)
