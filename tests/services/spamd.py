@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import structs
@@ -13,10 +14,10 @@ from tests.services.servers import HOST, Server, free_port, need
 CHILDREN = 2
 
 
-def launch(directory: Path, ready: Spoken, host: str = HOST) -> Server:
+def launch(directory: Path, ready: Spoken, host: str = HOST, within: Sequence[str] = ()) -> Server:
     """Start spamd with local rules only on a free port; it is ready when *ready* passes.
 
-    Its port accepts seconds before the rules are compiled.
+    It logs as OpenSMTPD does.  Its port accepts seconds before the rules are compiled.
     """
     need("spamd")
     home = directory / "home"
@@ -26,5 +27,6 @@ def launch(directory: Path, ready: Spoken, host: str = HOST) -> Server:
     listen = ["-i", f"{host}:{check.port}", "-A", HOST]
     children = ["-m", str(CHILDREN), f"--min-children={CHILDREN}", "--min-spare=1", "--max-spare=2"]
     user = ["-u", "nobody", "-x", "-H", str(home)]
-    command = ["spamd", "--local", "--syslog=stderr", *listen, *children, *user]
+    log = ["--syslog=mail", "--syslog-socket=unix"] if within else ["--syslog=stderr"]
+    command = [*within, "spamd", "--local", *log, *listen, *children, *user]
     return Server(command, directory, check, host=host)
