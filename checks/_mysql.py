@@ -49,6 +49,7 @@ _WORDS = {
     FULL: "too many connections",
     BLOCKED: "our address is blocked: on the server FLUSH HOSTS, and max_connect_errors, help",
 }
+_UNDER_TLS = "login: the server wants the whole password, which wants TLS (tls: starttls)"
 _NEEDED = re.compile(r"the (.+) privilege\(s\)")
 _DENIED = re.compile(r"(.+) command denied to user .* for (?:table|column|routine) (.+)")
 
@@ -164,6 +165,8 @@ async def ask(
     except pymysql.MySQLError as error:
         raise _judged(error, target, account) from None
     except _BROKEN as error:
+        if "cryptography" in str(error):  # pymysql misses it, to hide a password without TLS
+            raise Refused(unknown(_UNDER_TLS)) from None
         raise Refused(fail(f"not an answer of MySQL ({quote(str(error).encode(), 60)})")) from None
     finally:
         sock.close()
@@ -285,6 +288,7 @@ class _Connection(_Base):
     """pymysql's, with a bound on what the server says."""
 
     left = LIMIT
+    _secure = False
 
     def _read_bytes(self, num_bytes: int) -> bytes:
         self.left -= num_bytes
@@ -339,6 +343,8 @@ def _log_in(
         auth_plugin_map=_CLEAR,
         defer_connect=True,
     )
+    if account.socket is not None:
+        connection._secure = True  # as the server has it; pymysql sees a socket of ours
     try:
         step("login")
         connection.connect(sock)
