@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -83,7 +82,7 @@ def _record(buffer: bytes) -> int:
 
 
 class Ganesha:
-    """The portmapper, and the server that is registered there; it can be killed and started again."""
+    """The portmapper, and the server that is registered there."""
 
     def __init__(self, directory: Path) -> None:
         need("ganesha.nfsd", "rpcbind", "unshare", "mount")
@@ -94,7 +93,9 @@ class Ganesha:
         (directory / "ganesha.conf").write_text(CONF.format(directory=directory))
         self.portmapper = self._run("rpcbind", "portmapper", "-f")
         try:
-            self.start()
+            files = {"-f": "ganesha.conf", "-L": "nfs/log", "-p": "nfs/pid"}
+            words = [word for flag, name in files.items() for word in (flag, str(directory / name))]
+            self.server = self._run("ganesha.nfsd", "nfs", "-F", *words)
         except BaseException:
             self.portmapper.stop()
             raise
@@ -104,24 +105,6 @@ class Ganesha:
         command = [*within, str(self.directory / "run"), file, *words]
         check = Null(port=PROGRAMS[program][2], program=program)
         return Server(command, self.directory / program, check)
-
-    def start(self) -> None:
-        """Start the server, and wait until it answers."""
-        files = {"-f": "ganesha.conf", "-L": "nfs/log", "-p": "nfs/pid"}
-        words = [
-            word for flag, name in files.items() for word in (flag, str(self.directory / name))
-        ]
-        self.server = self._run("ganesha.nfsd", "nfs", "-F", *words)
-
-    @contextmanager
-    def ended(self, how: signal.Signals) -> Iterator[None]:
-        """End the server, and start it again afterwards."""
-        self.server.process.send_signal(how)
-        self.server.stop()
-        try:
-            yield
-        finally:
-            self.start()
 
     def stop(self) -> None:
         """End both."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import psutil
 import pymysql
 
 from hactl.core.units import Secret
@@ -79,12 +78,8 @@ class Side:
         (directory / "my.cnf").write_text(conf)
         for path in (directory, *(directory / "data").rglob("*"), directory / "data"):
             shutil.chown(path, "mysql")
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and wait until it greets."""
-        command = ["mariadbd", f"--defaults-file={self.directory}/my.cnf"]
-        self.server = Server(command, self.directory, Greeting(host=self.host))
+        command = ["mariadbd", f"--defaults-file={directory}/my.cnf"]
+        self.server = Server(command, directory, Greeting(host=host))
 
     def sql(self, *statements: str, database: str | None = "sogo") -> list[tuple[object, ...]]:
         """Run *statements* as root, and return what the last one finds."""
@@ -111,16 +106,9 @@ class Side:
         with self.server.frozen([self.server.process]):
             yield
 
-    @contextmanager
-    def dead(self) -> Iterator[None]:
+    def dead(self) -> AbstractContextManager[None]:
         """Kill it, and start it again afterwards."""
-        self.server.process.kill()
-        psutil.wait_procs([self.server.process], timeout=PATIENCE)
-        self.server.stop()
-        try:
-            yield
-        finally:
-            self.start()
+        return self.server.ended()
 
 
 class Pair:

@@ -67,10 +67,18 @@ class Server:
         self.host = host
         self.directory = directory
         self._log = directory / "log"
+        self._command, self._environment = (
+            command,
+            {**os.environ, "PATH": PATH, **(environment or {})},
+        )
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
         with self._log.open("ab") as log:  # some write to it themselves as well
             self._popen = subprocess.Popen(
-                command,
-                env={**os.environ, "PATH": PATH, **(environment or {})},
+                self._command,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -133,6 +141,20 @@ class Server:
             for process in processes:
                 with suppress(psutil.NoSuchProcess):
                     process.resume()
+
+    @contextmanager
+    def ended(self, how: signal.Signals = signal.SIGKILL) -> Iterator[None]:
+        """End it in this way; afterwards it is started again and ready."""
+        family = self.process.children(recursive=True)
+        self.process.send_signal(how)
+        self._popen.wait(PATIENCE)
+        for process in psutil.wait_procs(family, timeout=1)[1]:
+            process.kill()
+        psutil.wait_procs(family, timeout=PATIENCE)
+        try:
+            yield
+        finally:
+            self.start()
 
     def stop(self) -> None:
         """End the server and all its children."""

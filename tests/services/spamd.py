@@ -1,4 +1,4 @@
-"""SpamAssassin's spamd with the rules that its package brings."""
+"""SpamAssassin's spamd with the rules that its package brings, or others."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from tests.services.servers import HOST, Server, free_port, need
 CHILDREN = 2
 
 
-def launch(directory: Path, ready: Spoken, host: str = HOST, within: Sequence[str] = ()) -> Server:
+def launch(
+    directory: Path,
+    ready: Spoken,
+    host: str = HOST,
+    within: Sequence[str] = (),
+    rules: Path | None = None,
+) -> Server:
     """Start spamd with local rules only on a free port; it is ready when *ready* passes.
 
-    It logs as OpenSMTPD does.  Its port accepts seconds before the rules are compiled.
+    *rules*: a directory of all that it knows, in place of what its package brings.  It logs as OpenSMTPD does.  Its port accepts seconds before the rules are compiled.
     """
     need("spamd")
     home = directory / "home"
@@ -25,8 +31,9 @@ def launch(directory: Path, ready: Spoken, host: str = HOST, within: Sequence[st
     shutil.chown(home, "nobody")
     check = structs.replace(ready, port=free_port())
     listen = ["-i", f"{host}:{check.port}", "-A", HOST]
+    paths = [f"--configpath={rules}", f"--siteconfigpath={rules}"] if rules else []
     children = ["-m", str(CHILDREN), f"--min-children={CHILDREN}", "--min-spare=1", "--max-spare=2"]
     user = ["-u", "nobody", "-x", "-H", str(home)]
     log = ["--syslog=mail", "--syslog-socket=unix"] if within else ["--syslog=stderr"]
-    command = [*within, "spamd", "--local", *log, *listen, *children, *user]
+    command = [*within, "spamd", "--local", *log, *paths, *listen, *children, *user]
     return Server(command, directory, check, host=host)

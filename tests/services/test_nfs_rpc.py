@@ -82,7 +82,7 @@ def test_a_server_that_is_gone_refuses(
     ganesha: Ganesha, watch: Watch, how: signal.Signals, mountd: str
 ) -> None:
     expected = dict.fromkeys(("v3", "v4"), "connect: connection refused") | {"mountd": mountd}
-    endure(watch, ganesha.ended(how), expected, silent=False)
+    endure(watch, ganesha.server.ended(how), expected, silent=False)
 
 
 def test_a_server_without_its_export_answers_all_the_same(ganesha: Ganesha) -> None:
