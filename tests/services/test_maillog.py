@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import smtplib
+import asyncio
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from aiosmtplib import SMTP, SMTPRecipientsRefused
 
 from checks.maillog import Maillog
 from checks.smtp import Smtp
 from checks.spamd import Spamd
-from hactl.core.model import Result, Verdict
+from hactl.core.health import State
+from hactl.core.model import Limit, Result, Verdict
 from hactl.core.units import Duration
 from tests.services import opensmtpd
 from tests.services import spamd as spam
 from tests.services.postfix import Postfix
 from tests.services.servers import HOST, PATIENCE, Server, free_port
 from tests.services.syslog import Syslog, syslog
+from tests.services.watching import Watch, timed
 
 pytestmark = pytest.mark.service
 
@@ -38,12 +42,14 @@ match from any for domain "never.test" action "never"
 
 def send(port: int, *recipients: str) -> None:
     """Hand over a message to each, one after another; some are refused."""
-    with smtplib.SMTP(HOST, port, timeout=PATIENCE) as client:
-        for recipient in recipients:
-            client.ehlo_or_helo_if_needed()
-            if client.mail("")[0] == 250 and client.rcpt(recipient)[0] == 250:
-                assert client.data(b"Subject: x\r\n\r\nx\r\n")[0] == 250
-            client.rset()
+
+    async def session() -> None:
+        async with SMTP(hostname=HOST, port=port, timeout=PATIENCE, start_tls=False) as client:
+            for recipient in recipients:
+                with suppress(SMTPRecipientsRefused):
+                    await client.sendmail("", recipient, b"Subject: x\r\n\r\nx\r\n")
+
+    asyncio.run(session())
 
 
 def counted(server: Server, check: Maillog, wanted: Mapping[str, int]) -> Result:
@@ -95,6 +101,10 @@ def test_opensmtpd(log: Syslog, logging: Server) -> None:
     assert result.measures["missed_bytes"] == 0
     assert "2: " in result.reason
     assert "no room on disk" in result.reason
+    limits = {"tempfail_percent": Limit(warn=20, fail=60)}
+    with Watch({"log": timed(check, 0.3, 5.0, limits=limits)}) as watch:  # what no look at it sees
+        health = watch.until(State.DEGRADED)["log"]
+    assert health.reason.startswith("tempfail_percent is 40")
 
 
 def test_spamd(log: Syslog, directory: Path) -> None:
