@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import pymysql
 from pymysql.connections import Connection
 
-from checks import LOGIN, Probed, Step, Target, Timing, _login, _tls
+from checks import LOGIN, Probed, Step, Target, Timing, _login, _tls, named
 from checks._tls import Policy
 from checks._wire import endpoint, quote
 from hactl.core.model import Result, fail, unknown
@@ -38,7 +38,6 @@ THREADS = 64  # of all looks at databases together
 LIMIT = 1 << 20  # bytes that a server may say in a look
 STATEMENT = 10  # seconds after which the server gives up a statement, which outlives its look
 KEPT = 30.0  # seconds for which a connection that was not greeted is waited for
-PATH_LIMIT = 100  # bytes of a Unix socket's name, on any system
 
 FULL, REFUSED, BLOCKED, NO_HOST = 1040, 1045, 1129, 1130
 
@@ -91,8 +90,7 @@ class Account(Probed, frozen=True, kw_only=True):
         if self.tls != "off":
             yield from _tls.problems(self.policy, self.name)
         yield from _login.problems(self.login)
-        if self.socket is not None and len(bytes(self.socket)) > PATH_LIMIT:
-            yield "socket", f"expected a path of at most {PATH_LIMIT} bytes"
+        yield from named(self.socket)
         if self.extra_port is not None and not 1 <= self.extra_port <= 65535:
             yield "extra_port", f"expected a port, 1 to 65535 (got {self.extra_port})"
 

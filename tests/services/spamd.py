@@ -21,7 +21,7 @@ def launch(
     within: Sequence[str] = (),
     rules: Path | None = None,
 ) -> Server:
-    """Start spamd with local rules only on a free port; it is ready when *ready* passes.
+    """Start spamd with local rules only on a free port and a Unix socket; it is ready when *ready* passes.
 
     *rules*: a directory of all that it knows, in place of what its package brings.  It logs as OpenSMTPD does.  Its port accepts seconds before the rules are compiled.
     """
@@ -31,6 +31,7 @@ def launch(
     shutil.chown(home, "nobody")
     check = structs.replace(ready, port=free_port())
     listen = ["-i", f"{host}:{check.port}", "-A", HOST]
+    listen += [f"--socketpath={directory}/spamd.sock"]
     paths = [f"--configpath={rules}", f"--siteconfigpath={rules}"] if rules else []
     children = ["-m", str(CHILDREN), f"--min-children={CHILDREN}", "--min-spare=1", "--max-spare=2"]
     user = ["-u", "nobody", "-x", "-H", str(home)]
