@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from msgspec import Struct
@@ -108,6 +109,29 @@ class Spoken(Option, frozen=True, kw_only=True):
     def talk(self, target: Target = NOBODY) -> Dialogue:
         """Return a new conversation with *target* (see `checks._wire`)."""
         raise NotImplementedError
+
+
+PATH_LIMIT = 100  # bytes of a Unix socket's name, on any system
+
+
+def named(socket: Path | None) -> Iterable[tuple[str, str]]:
+    """Yield that a path is too long for a socket, as `Option.problems` does."""
+    if socket is not None and len(bytes(socket)) > PATH_LIMIT:
+        yield "socket", f"expected a path of at most {PATH_LIMIT} bytes"
+
+
+class Local(Spoken, frozen=True, kw_only=True):
+    """A check that is a dialogue with a port, or with *socket*, a Unix socket on this machine."""
+
+    socket: Path | None = None
+
+    def problems(self) -> Iterable[tuple[str, str]]:
+        """Yield a path that is too long for a socket."""
+        return named(self.socket)
+
+    def where(self, address: str) -> tuple[str, int]:
+        """Return the Unix socket if there is one."""
+        return (address, self.port) if self.socket is None else (str(self.socket), 0)
 
 
 class Probed(Option, frozen=True, kw_only=True):

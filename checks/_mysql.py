@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import pymysql
 from pymysql.connections import Connection
 
-from checks import LOGIN, Probed, Step, Target, Timing, _login, _tls
+from checks import LOGIN, Probed, Step, Target, Timing, _login, _tls, named
 from checks._tls import Policy
 from checks._wire import endpoint, quote
 from hactl.core.model import Result, fail, unknown
@@ -38,7 +38,6 @@ THREADS = 64  # of all looks at databases together
 LIMIT = 1 << 20  # bytes that a server may say in a look
 STATEMENT = 10  # seconds after which the server gives up a statement, which outlives its look
 KEPT = 30.0  # seconds for which a connection that was not greeted is waited for
-PATH_LIMIT = 100  # bytes of a Unix socket's name, on any system
 
 FULL, REFUSED, BLOCKED, NO_HOST = 1040, 1045, 1129, 1130
 
@@ -49,6 +48,7 @@ _WORDS = {
     FULL: "too many connections",
     BLOCKED: "our address is blocked: on the server FLUSH HOSTS, and max_connect_errors, help",
 }
+_UNDER_TLS = "login: the server wants the whole password, which wants TLS (tls: starttls)"
 _NEEDED = re.compile(r"the (.+) privilege\(s\)")
 _DENIED = re.compile(r"(.+) command denied to user .* for (?:table|column|routine) (.+)")
 
@@ -90,8 +90,7 @@ class Account(Probed, frozen=True, kw_only=True):
         if self.tls != "off":
             yield from _tls.problems(self.policy, self.name)
         yield from _login.problems(self.login)
-        if self.socket is not None and len(bytes(self.socket)) > PATH_LIMIT:
-            yield "socket", f"expected a path of at most {PATH_LIMIT} bytes"
+        yield from named(self.socket)
         if self.extra_port is not None and not 1 <= self.extra_port <= 65535:
             yield "extra_port", f"expected a port, 1 to 65535 (got {self.extra_port})"
 
@@ -164,6 +163,8 @@ async def ask(
     except pymysql.MySQLError as error:
         raise _judged(error, target, account) from None
     except _BROKEN as error:
+        if "cryptography" in str(error):  # pymysql misses it, to hide a password without TLS
+            raise Refused(unknown(_UNDER_TLS)) from None
         raise Refused(fail(f"not an answer of MySQL ({quote(str(error).encode(), 60)})")) from None
     finally:
         sock.close()
@@ -285,6 +286,7 @@ class _Connection(_Base):
     """pymysql's, with a bound on what the server says."""
 
     left = LIMIT
+    _secure = False
 
     def _read_bytes(self, num_bytes: int) -> bytes:
         self.left -= num_bytes
@@ -339,6 +341,8 @@ def _log_in(
         auth_plugin_map=_CLEAR,
         defer_connect=True,
     )
+    if account.socket is not None:
+        connection._secure = True  # as the server has it; pymysql sees a socket of ours
     try:
         step("login")
         connection.connect(sock)

@@ -11,12 +11,11 @@ import calendar
 import re
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import itemgetter
-from pathlib import Path
 from typing import ClassVar
 
-from checks import NOBODY, SCAN, Spoken, Target, Timing
+from checks import NOBODY, SCAN, Local, Target, Timing
 from checks._wire import Dialogue, Say, nothing, quote
 from hactl.core.model import fail, ok
 from hactl.core.units import Duration
@@ -26,7 +25,6 @@ TEXT = b"hactl: a few harmless bytes\n"
 SAMPLE = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}$" + b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
 
 DAY = 86400.0
-PATH_LIMIT = 100  # bytes of a Unix socket's name, on any system
 
 _NUMBERS = re.compile(rb"^(?:[0-9]+: )+")
 _QUEUE = re.compile(rb"^QUEUE: ([0-9]{1,9}) items", re.MULTILINE)
@@ -39,27 +37,13 @@ _VERSION = re.compile(
 )
 
 
-class Clamd(Spoken, frozen=True, kw_only=True, tag="clamd"):
-    """Options.
-
-    *socket*: the path of a Unix socket on this machine, in place of address and port.  *sample*: how
-    often the bytes to scan are EICAR's; 0: never.
-    """
+class Clamd(Local, frozen=True, kw_only=True, tag="clamd"):
+    """Options.  *sample*: how often the bytes to scan are EICAR's; 0: never."""
 
     port: int = 3310
-    socket: Path | None = None
     sample: Duration = Duration(600)
 
     timing: ClassVar[Timing] = SCAN
-
-    def problems(self) -> Iterable[tuple[str, str]]:
-        """Yield a path that is too long for a socket."""
-        if self.socket is not None and len(bytes(self.socket)) > PATH_LIMIT:
-            yield "socket", f"expected a path of at most {PATH_LIMIT} bytes"
-
-    def where(self, address: str) -> tuple[str, int]:
-        """Return the Unix socket if there is one."""
-        return (address, self.port) if self.socket is None else (str(self.socket), 0)
 
     def talk(self, target: Target = NOBODY) -> Dialogue:
         """Ask for everything in one session, and end it without waiting for an answer."""

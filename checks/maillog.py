@@ -5,7 +5,7 @@ counted from the first look on, as they are written, over a window of time; rota
 files are followed.  It reads a file of the machine that hactld runs on, so it is a check for the
 agent there.
 Source: log lines of OpenSMTPD 6 and 7 (mda.c, mta_session.c, smtp_session.c), Postfix 3 (log_adhoc.c,
-smtpd_check.c), SpamAssassin's spamd and filter-spamassassin.
+smtpd_check.c, cleanup_message.c), SpamAssassin's spamd and filter-spamassassin.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ _POSTFIX = re.compile(
     r", dsn=\d\.\d+\.\d+, status=(sent|deferred|bounced|expired|undeliverable)\b,? ?(.*)$"
 )
 _REJECT = re.compile(r"(?:NOQUEUE|[0-9A-Za-z]{6,20}): reject: [A-Z-]+ from \S+: ([45])\d\d ([^;]*)")
+_TAKEN = re.compile(r"[0-9A-Za-z]{6,20}: message-id=")
 _SCAN = re.compile(r"spamd: (clean message|identified spam) \(.* in (\d{1,6}(?:\.\d+)?) seconds, ")
 _FILTER = re.compile(r"^[0-9a-f]{16} result Spam: (True|False) ; ")
 _PROGRAM = re.compile(r"(?:^|[ /])(smtpd|spamd|filter-[a-z0-9_-]+|postfix[^ /[]*/[a-z/]+)\[\d+\]: ")
@@ -132,7 +133,9 @@ def _postfix(name: str, text: str) -> Said | None:
         reject = _REJECT.match(text)
         if reject is not None:
             return Said("put_off" if reject[1] == "4" else "refused", _plain(reject[2]))
-        return Said("accepted") if re.match(r"[0-9A-Za-z]{6,20}: client=", text) else None
+        return None  # `client=` comes with a recipient, as our own looks have one, not a message
+    if name.endswith("/cleanup"):
+        return Said("accepted") if _TAKEN.match(text) else None
     found = _POSTFIX.search(text)
     if found is None:
         return None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from checks import NOBODY, SCAN, Spoken, Target, Timing
+from checks import NOBODY, SCAN, Local, Target, Timing
 from checks._wire import Dialogue, Say, line, quote, until_eof
 from hactl.core.model import Result, fail, ok
 from hactl.core.units import Duration
@@ -46,7 +46,7 @@ _SPAM = re.compile(
 )
 
 
-class Spamd(Spoken, frozen=True, kw_only=True, tag="spamd"):
+class Spamd(Local, frozen=True, kw_only=True, tag="spamd"):
     """Options.
 
     *scan*: scan a message; without it only PING is asked.  *gtube*: how often that message is GTUBE;

@@ -66,7 +66,9 @@ SENT = (
         (HEAD + "postfix/smtpd[9]: NOQUEUE: reject: RCPT from x.test[192.0.2.1]: 451 4.3.0 <c@d>: Temporary"
          " lookup failure; from=<a@b> to=<c@d> proto=ESMTP helo=<x>",
          Said("put_off", "4.3.0 ...: Temporary lookup failure")),
-        (HEAD + "postfix/smtpd[9]: 4F2A91C0: client=x.test[192.0.2.1]", Said("accepted")),
+        (HEAD + "postfix/smtpd[9]: 4F2A91C0: client=x.test[192.0.2.1]", None),
+        (HEAD + "postfix/cleanup[9]: 4F2A91C0: message-id=<x@y.test>", Said("accepted")),
+        (HEAD + "postfix/cleanup[9]: 4F2A91C0: warning: header Subject: message-id=", None),
         (HEAD + "postfix/qmgr[9]: 4F2A91C0: from=<a@b>, size=1, nrcpt=1 (queue active)", None),
         ("2026-11-22T20:31:01.123456+00:00 " + MDA[16:], Said("ok")),
         (HEAD + "sshd[1]: Failed password for root from 192.0.2.1", None),

@@ -206,6 +206,42 @@ def test_a_hostile_server_is_judged(
     assert SECRET not in result.reason
 
 
+WHOLE = packet(2, b"\1\4")  # what caching_sha2_password says to who has not logged in of late
+SHA2 = greeting(b"caching_sha2_password")
+
+
+def test_a_whole_password_is_not_sent_without_tls(
+    login: Secret, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no cryptography, which is not one of our packages."""
+    monkeypatch.setattr("pymysql._auth._have_cryptography", False)
+    result = looked(Mysql(login=login), says(SHA2, WHOLE, packet(4, b"\1a public key")))
+    assert (result.verdict, result.reason) == (
+        Verdict.UNKNOWN,
+        "login: the server wants the whole password, which wants TLS (tls: starttls)",
+    )
+
+
+def test_a_whole_password_goes_through_a_unix_socket(login: Secret, tmp_path: Path) -> None:
+    said: list[bytes] = []
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        writer.write(SHA2)
+        await heard(reader)
+        writer.write(WHOLE)
+        said.append(await heard(reader))
+        writer.write(error(4, 1045, "Access denied"))
+        writer.close()
+
+    async def main() -> Result:
+        path = tmp_path / "sock"
+        async with await asyncio.start_unix_server(handler, path):
+            return await look(Mysql(login=login, socket=path), Target("db", at=1000.0), LONG)
+
+    assert asyncio.run(main()).verdict is Verdict.FAIL
+    assert said == [SECRET.encode() + b"\0"]
+
+
 def test_an_ordinary_server_is_asked_within_bounds(login: Secret) -> None:
     asked: list[bytes] = []
     check = Mysql(login=login, query="SELECT 7 AS n", measure="n_count", rows=1)

@@ -65,7 +65,7 @@ def daily(directory: Path, age_days: float) -> None:
     (directory / "daily.cud").write_bytes(packed)
 
 
-def run(directory: Path) -> Iterator[Server]:
+def run(directory: Path, host: str = HOST) -> Iterator[Server]:
     """Run clamd on a port and a Unix socket."""
     need("clamd")
     for name in ("db", "run"):
@@ -75,8 +75,8 @@ def run(directory: Path) -> Iterator[Server]:
     daily(directory / "db", 5.0)
     check = Clamd(port=free_port())
     conf = directory / "clamd.conf"
-    conf.write_text(CONF.format(directory=directory, host=HOST, port=check.port))
-    server = Server(["clamd", "-c", str(conf)], directory, check)
+    conf.write_text(CONF.format(directory=directory, host=host, port=check.port))
+    server = Server(["clamd", "-c", str(conf)], directory, check, host=host)
     try:
         yield server
     finally:

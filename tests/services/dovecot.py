@@ -26,8 +26,9 @@ listen = {host}
 ssl = required
 ssl_cert = <{directory}/good.pem
 ssl_key = <{directory}/good.key
-mail_location = maildir:{directory}/mail/%u
+mail_location = maildir:{mail}/%u:INDEX={directory}/index/%u
 first_valid_uid = 1
+mail_max_userip_connections = 100
 auth_verbose = yes
 passdb {{
   driver = passwd-file
@@ -35,7 +36,7 @@ passdb {{
 }}
 userdb {{
   driver = static
-  args = uid=nobody gid=nogroup home={directory}/mail/%u allow_all_users=no
+  args = uid=nobody gid=nogroup home={mail}/%u allow_all_users=no
 }}
 service imap-login {{
   inet_listener imap {{
@@ -77,18 +78,22 @@ class Dovecot(NamedTuple):
     wrong: Secret
 
 
-def run(directory: Path) -> Iterator[Dovecot]:
-    """Run Dovecot with the user probe, password secret."""
+def run(
+    directory: Path, host: str = HOST, mail: Path | None = None, imap_port: int = 0
+) -> Iterator[Dovecot]:
+    """Run Dovecot with the user probe, password secret; mailboxes are in *mail*."""
     need("dovecot")
     ca = certificates(directory)
     login, wrong = logins(directory)
-    for name in ("run", "state", "mail"):
-        (directory / name).mkdir()
-    (directory / "mail").chmod(0o777)
+    mail = mail or directory / "mail"
+    for path in (directory / "run", directory / "state", directory / "index", mail):
+        path.mkdir(exist_ok=True)
+    for path in (directory / "index", mail):
+        path.chmod(0o777)
     (directory / "users").write_text("probe:{PLAIN}secret::::::\n")
-    ports = {name: free_port() for name in NAMES}
+    ports = {name: free_port() for name in NAMES} | ({"imap": imap_port} if imap_port else {})
     conf = directory / "dovecot.conf"
-    conf.write_text(CONF.format(directory=directory, host=HOST, **ports))
+    conf.write_text(CONF.format(directory=directory, host=host, mail=mail, **ports))
     imap = Imap(port=ports["imap"], tls="starttls", name=NAME, ca=ca, login=login)
     pop3 = Pop3(port=ports["pop3"], tls="starttls", name=NAME, ca=ca, login=login)
     checks: dict[str, Imap | Pop3 | Sieve | Lmtp] = {
@@ -99,8 +104,8 @@ def run(directory: Path) -> Iterator[Dovecot]:
         "sieve": Sieve(port=ports["sieve"], tls="starttls", name=NAME, ca=ca, login=login),
         "lmtp": Lmtp(port=ports["lmtp"], depth="rcpt", mail_to="probe"),
     }
-    server = Server(["dovecot", "-F", "-c", str(conf)], directory, imap)
+    server = Server(["dovecot", "-F", "-c", str(conf)], directory, imap, host=host)
     try:
-        yield Dovecot(server, checks, directory / "mail" / "probe", wrong)
+        yield Dovecot(server, checks, mail / "probe", wrong)
     finally:
         server.stop()

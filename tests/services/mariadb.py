@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ CREATE OR REPLACE TABLE mail.users (source VARCHAR(64), destination VARCHAR(64))
 CREATE OR REPLACE TABLE mail.logins (login VARCHAR(64), password VARCHAR(255)) AS SELECT 'probe' AS login, '{hash}' AS password;
 CREATE USER IF NOT EXISTS smtpd@'127.%' IDENTIFIED BY 'smtpd';
 GRANT SELECT ON mail.* TO smtpd@'127.%';
+CREATE USER IF NOT EXISTS smtpd@localhost IDENTIFIED BY 'smtpd';
+GRANT SELECT ON mail.* TO smtpd@localhost;
 """
 
 
@@ -88,21 +91,12 @@ class Database:
              "--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M"],
             check=True, capture_output=True, timeout=3 * PATIENCE,
         )  # fmt: skip
-        self.start()
+        command = ["mariadbd", f"--defaults-file={directory}/my.cnf"]
+        self.server = Server(command, directory, Greeting(host=self.host))
 
-    def start(self) -> None:
-        """Start it, and wait until it greets."""
-        command = ["mariadbd", f"--defaults-file={self.directory}/my.cnf"]
-        self.server = Server(command, self.directory, Greeting(host=self.host))
-
-    @contextmanager
-    def dead(self) -> Iterator[None]:
+    def dead(self) -> AbstractContextManager[None]:
         """End it, and start it again afterwards."""
-        self.server.stop()
-        try:
-            yield
-        finally:
-            self.start()
+        return self.server.ended(signal.SIGTERM)
 
 
 def run(directory: Path) -> Iterator[Database]:

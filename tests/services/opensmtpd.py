@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -109,7 +109,7 @@ query_credentials SELECT login, password FROM logins WHERE login=?;
 PKI = 'pki {name} cert "{directory}/{name}.pem"\npki {name} key "{directory}/{name}.key"\n'
 DAY = timedelta(days=1)
 
-# $0 is the directory, $1 that of other programs, $2 how many files may be open.
+# $0 is the directory, $1 that of other programs, $2 how many files may be open, $3 where it logs.
 START = """\
 for program in smtpd smtpctl; do
     [ -z "$1" ] || mount --bind "$1/$program" /usr/sbin/$program || exit
@@ -119,14 +119,23 @@ for file in hosts resolv.conf; do
 done
 [ -z "$2" ] || ulimit -n "$2" || exit
 mount --bind "$0/spool" /var/spool && mount --bind "$0/mail" /var/mail &&
-mount --bind "$0/run" /run && exec /usr/sbin/smtpd -d -v -f "$0/smtpd.conf"
+mount --bind "$0/run" /run && exec /usr/sbin/smtpd "$3" -v -f "$0/smtpd.conf"
 """
 
 
 def start(
-    directory: Path, conf: str, check: Smtp, programs: Path | None = None, files: int | None = None
+    directory: Path,
+    conf: str,
+    check: Smtp,
+    programs: Path | None = None,
+    files: int | None = None,
+    host: str = HOST,
+    within: Sequence[str] = (),
 ) -> Server:
-    """Start OpenSMTPD, the one whose *programs* these are; at most so many *files* may be open."""
+    """Start OpenSMTPD, the one whose *programs* these are; at most so many *files* may be open.
+
+    It writes to syslog where a `Syslog` has given what to run it *within*.
+    """
     need("smtpd", "smtpctl", "unshare", "nsenter", "mount")
     for name in ("spool/smtpd", "mail", "run"):
         (directory / name).mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -134,8 +143,16 @@ def start(
     path.write_text(conf)
     path.chmod(0o600)
     unshare = ["unshare", "--mount", "--propagation", "private"]
-    command = ["sh", "-c", START, str(directory), str(programs or ""), str(files or "")]
-    return Server([*unshare, *command], directory, check)
+    command = [
+        "sh",
+        "-c",
+        START,
+        str(directory),
+        str(programs or ""),
+        str(files or ""),
+        "-F" if within else "-d",
+    ]
+    return Server([*within, *unshare, *command], directory, check, host=host)
 
 
 def newer() -> Path | None:

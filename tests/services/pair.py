@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import psutil
 import pymysql
 
 from hactl.core.units import Secret
@@ -70,21 +69,17 @@ FOLLOW = (
 class Side:
     """One of the two."""
 
-    def __init__(self, directory: Path, number: int, template: Path) -> None:
+    def __init__(self, directory: Path, number: int, template: Path, host: str) -> None:
         self.directory = directory
-        self.host = free_address()
+        self.host = host
         directory.mkdir()
         shutil.copytree(template, directory / "data")
         conf = CONF.format(directory=directory, host=self.host, number=number)
         (directory / "my.cnf").write_text(conf)
         for path in (directory, *(directory / "data").rglob("*"), directory / "data"):
             shutil.chown(path, "mysql")
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and wait until it greets."""
-        command = ["mariadbd", f"--defaults-file={self.directory}/my.cnf"]
-        self.server = Server(command, self.directory, Greeting(host=self.host))
+        command = ["mariadbd", f"--defaults-file={directory}/my.cnf"]
+        self.server = Server(command, directory, Greeting(host=host))
 
     def sql(self, *statements: str, database: str | None = "sogo") -> list[tuple[object, ...]]:
         """Run *statements* as root, and return what the last one finds."""
@@ -111,22 +106,15 @@ class Side:
         with self.server.frozen([self.server.process]):
             yield
 
-    @contextmanager
-    def dead(self) -> Iterator[None]:
+    def dead(self) -> AbstractContextManager[None]:
         """Kill it, and start it again afterwards."""
-        self.server.process.kill()
-        psutil.wait_procs([self.server.process], timeout=PATIENCE)
-        self.server.stop()
-        try:
-            yield
-        finally:
-            self.start()
+        return self.server.ended()
 
 
 class Pair:
     """Both sides, and the account that looks at them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, hosts: Sequence[str] = ()) -> None:
         need("mariadbd", "mariadb-install-db")
         shutil.chown(directory, "mysql")
         template = directory / "template"
@@ -139,7 +127,8 @@ class Pair:
         self.sides: list[Side] = []
         try:
             for number in (1, 2):
-                self.sides.append(Side(directory / f"db{number}", number, template))
+                host = hosts[number - 1] if hosts else free_address()
+                self.sides.append(Side(directory / f"db{number}", number, template, host))
             one, two = self.sides
             for side, other in ((one, two), (two, one)):
                 side.sql(*ACCOUNTS, database=None)

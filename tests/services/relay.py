@@ -76,6 +76,15 @@ class Relay(NamedTuple):
         fill(self.plain, count)
 
 
+def smtpctl(server: Server) -> tuple[str, ...]:
+    """Return the command that asks *server* about its queue."""
+    # the unpacked smtpctl is not setgid, as it would be if it were installed
+    gid = str(grp.getgrnam("opensmtpq").gr_gid)
+    nsenter = shutil.which("nsenter", path=PATH) or ""
+    within = (nsenter, "--target", str(server.process.pid), "--mount", "--setgid", gid)
+    return (*within, "/usr/sbin/smtpctl")
+
+
 def fill(port: int, count: int) -> None:
     """Send messages that nobody will ever take."""
     with socket.create_connection((HOST, port)) as sock, sock.makefile("rwb") as file:
@@ -110,10 +119,6 @@ def run(directory: Path, lmtp: int = 1) -> Iterator[Relay]:
     )  # fmt: skip
     check = Smtp(port=plain, depth="rcpt", mail_to="probe@example.org")
     server = opensmtpd.start(directory, conf, check, programs)
-    # the unpacked smtpctl is not setgid, as it would be if it were installed
-    gid = str(grp.getgrnam("opensmtpq").gr_gid)
-    nsenter = shutil.which("nsenter", path=PATH) or ""
-    within = (nsenter, "--target", str(server.process.pid), "--mount", "--setgid", gid)
-    queue = Queue(command=(*within, "/usr/sbin/smtpctl"))
+    queue = Queue(command=smtpctl(server))
     yield Relay(server, filtered, plain, maildir, queue, directory / "forget")
     server.stop()

@@ -53,7 +53,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A process with children; *check* is what tells that it is ready."""
+    """A process with children; *check* is what tells that it is ready, at *host*."""
 
     def __init__(
         self,
@@ -61,14 +61,24 @@ class Server:
         directory: Path,
         check: Spoken,
         environment: Mapping[str, str] | None = None,
+        host: str = HOST,
     ) -> None:
         self.check = check
+        self.host = host
         self.directory = directory
         self._log = directory / "log"
+        self._command, self._environment = (
+            command,
+            {**os.environ, "PATH": PATH, **(environment or {})},
+        )
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
         with self._log.open("ab") as log:  # some write to it themselves as well
             self._popen = subprocess.Popen(
-                command,
-                env={**os.environ, "PATH": PATH, **(environment or {})},
+                self._command,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -88,8 +98,8 @@ class Server:
     def look(self, check: Spoken | Probed, limit: float = PATIENCE) -> Result:
         """Run *check* once."""
         if isinstance(check, Probed):
-            return asyncio.run(_tasks.look(check, Target("mx0", HOST), limit))
-        return asyncio.run(converse(*check.where(HOST), check.talk(Target()), limit))
+            return asyncio.run(_tasks.look(check, Target("mx0", self.host), limit))
+        return asyncio.run(converse(*check.where(self.host), check.talk(Target()), limit))
 
     def await_ready(self) -> None:
         """Return as soon as the check passes."""
@@ -131,6 +141,20 @@ class Server:
             for process in processes:
                 with suppress(psutil.NoSuchProcess):
                     process.resume()
+
+    @contextmanager
+    def ended(self, how: signal.Signals = signal.SIGKILL) -> Iterator[None]:
+        """End it in this way; afterwards it is started again and ready."""
+        family = self.process.children(recursive=True)
+        self.process.send_signal(how)
+        self._popen.wait(PATIENCE)
+        for process in psutil.wait_procs(family, timeout=1)[1]:
+            process.kill()
+        psutil.wait_procs(family, timeout=PATIENCE)
+        try:
+            yield
+        finally:
+            self.start()
 
     def stop(self) -> None:
         """End the server and all its children."""

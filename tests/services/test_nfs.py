@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,73 +21,14 @@ from checks.nfs import Nfs
 from checks.tcp import Tcp
 from hactl.core.health import State
 from hactl.core.model import Result
+from tests.services.mount import SOURCE, TYPE, Mount
 from tests.services.servers import PATIENCE
 from tests.services.watching import Watch, timed
 
 pytestmark = pytest.mark.service
 
-STAND = Path(__file__).with_name("stand.py")
-SOURCE, TYPE = "10.0.0.9:/export/mail", "fuse.nfstest"
-FORCE, DETACH = 1, 2  # of umount2(2); umount(8) would hang as well
 LIMIT = 0.5
 PACE = 2.0  # seconds from look to look: a worker may take a while to begin on a busy machine
-
-
-class Mount:
-    """A mount point, and the program behind it."""
-
-    def __init__(self, directory: Path) -> None:
-        if os.geteuid() != 0 or not Path("/dev/fuse").exists():
-            pytest.skip("FUSE needs root and /dev/fuse")
-        self.path, self._word = directory / "mnt", directory / "word"
-        self.path.mkdir()
-        self.check = Nfs(path=self.path, source=SOURCE, fstype=(TYPE,))
-        self.say("ok")
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, str(STAND), str(self.path), str(self._word)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE)
-        end = time.monotonic() + PATIENCE
-        while not self.mounted():
-            if time.monotonic() > end or self.process.poll() is not None:
-                assert self.process.stderr is not None
-                pytest.fail(f"not mounted: {self.process.stderr.read().decode()}")
-            time.sleep(0.01)
-
-    def mounted(self) -> bool:
-        return any(each.mountpoint == str(self.path) for each in psutil.disk_partitions(all=True))
-
-    def stop(self) -> None:
-        """End it; what hangs in it goes on."""
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        with suppress(OSError):
-            libc = ctypes.CDLL(None, use_errno=True)
-            libc.umount2(bytes(self.path), FORCE | DETACH)
-
-    def say(self, word: str) -> None:
-        fresh = self._word.with_suffix(".new")
-        fresh.write_text(word)
-        fresh.replace(self._word)
-
-    @contextmanager
-    def being(self, word: str) -> Iterator[None]:
-        self.say(word)
-        try:
-            yield
-        finally:
-            self.say("ok")
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        self.process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.process.send_signal(signal.SIGCONT)
 
 
 def workers() -> list[psutil.Process]:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
+from checks.mysql import Mysql
 from checks.smtp import Smtp
 from hactl.core.health import State
 from hactl.core.model import Verdict
+from hactl.core.units import Secret
 from tests.services import opensmtpd
 from tests.services.mariadb import Database
 from tests.services.opensmtpd import CONF, DYNAMIC, Faulty
-from tests.services.servers import HOST, Server, free_port
+from tests.services.servers import HOST, free_port
 from tests.services.watching import Watch, endure, timed
 
 pytestmark = pytest.mark.service
 
 
-def watching(checks: dict[str, Smtp]) -> Watch:
+def watching(checks: Mapping[str, Smtp | Mysql]) -> Watch:
     return Watch({name: timed(check, 1.0, 1.0, 0.2) for name, check in checks.items()})
 
 
@@ -161,26 +163,44 @@ def test_no_room_for_more_sessions(directory: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tables(directory: Path, database: Database) -> Iterator[tuple[Server, dict[str, Smtp]]]:
+def tables(directory: Path, database: Database) -> Iterator[dict[str, Smtp | Mysql]]:
+    """Run an OpenSMTPD whose users are in the database; return how both are looked at."""
     (directory / "tables").mkdir()
-    yield from opensmtpd.with_database(directory / "tables", database.host)
+    file = directory / "mysql.login"
+    file.write_text("smtpd\nsmtpd\n")
+    file.chmod(0o600)
+    asked = Mysql(
+        login=Secret(str(file)), socket=database.directory / "sock",
+        query="SELECT * FROM mail.users", rows=1,
+    )  # fmt: skip
+    for _, checks in opensmtpd.with_database(directory / "tables", database.host):
+        yield {**checks, "database": asked}
 
 
 def test_a_dead_database_is_451_to_recipients_and_421_to_logins(
-    tables: tuple[Server, dict[str, Smtp]], database: Database
+    tables: dict[str, Smtp | Mysql], database: Database
 ) -> None:
-    expected = {"smtp": r"RCPT 451 .*", "submission": r"AUTH 421 4.3.0 .*"}
-    with watching(tables[1]) as watch:
+    expected = {
+        "smtp": r"RCPT 451 .*",
+        "submission": r"AUTH 421 4.3.0 .*",
+        "database": r"connect: connection refused",
+    }
+    with watching(tables) as watch:
         endure(watch, database.dead(), expected, silent=False)
 
 
 def test_a_hung_database_stops_every_greeting(
-    tables: tuple[Server, dict[str, Smtp]], database: Database
+    tables: dict[str, Smtp | Mysql], database: Database
 ) -> None:
     """The first look that asks for a recipient or a login waits, and then nobody is greeted."""
-    checks = tables[1] | {"greeting": Smtp(port=tables[1]["smtp"].port, depth="greeting")}
+    greeting = Smtp(port=tables["smtp"].port, depth="greeting")
     hung = database.server.frozen([database.server.process])
-    reason = r"(rcpt|auth|greeting|mail): no answer in 1s"
-    expected = dict.fromkeys(tables[1], reason) | {"greeting": r"greeting: no answer in 1s"}
-    with watching(checks) as watch:
+    waits = r"(rcpt|auth|greeting|mail): no answer in 1s"
+    expected = {
+        "smtp": waits,
+        "submission": waits,
+        "greeting": r"greeting: no answer in 1s",
+        "database": r"greeting: no answer in 1s",
+    }
+    with watching({**tables, "greeting": greeting}) as watch:
         endure(watch, hung, expected)

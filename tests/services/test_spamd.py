@@ -23,9 +23,20 @@ from tests.services.watching import Watch, endure, timed
 pytestmark = pytest.mark.service
 
 
+SILENT = {
+    "ping": r"ping: no answer in 1s",
+    "scan": r"(scan|gtube): no answer in 1s",
+    "socket": r"ping: no answer in 1s",
+}
+
+
 @pytest.fixture(scope="module")
 def watch(spamd: Server) -> Iterator[Watch]:
-    checks = {"ping": spamd.check, "scan": Spamd(port=spamd.check.port)}
+    checks = {
+        "ping": spamd.check,
+        "scan": Spamd(port=spamd.check.port),
+        "socket": Spamd(socket=spamd.directory / "spamd.sock", scan=False),
+    }
     with Watch({name: timed(check, 1.0, 1.0, 0.2) for name, check in checks.items()}) as watch:
         yield watch
 
@@ -58,8 +69,7 @@ def test_a_hung_process_answers_neither_scan_nor_ping(
     spamd: Server, watch: Watch, who: str
 ) -> None:
     hung = [spamd.process] if who == "parent" else spamd.children("spamd child")
-    expected = {"ping": r"ping: no answer in 1s", "scan": r"(scan|gtube): no answer in 1s"}
-    endure(watch, spamd.frozen(hung), expected)
+    endure(watch, spamd.frozen(hung), SILENT)
 
 
 @contextmanager
@@ -75,8 +85,12 @@ def busy(server: Server) -> Iterator[None]:
 def test_children_that_are_all_busy_answer_neither_scan_nor_ping(
     spamd: Server, watch: Watch
 ) -> None:
-    expected = {"ping": r"ping: no answer in 1s", "scan": r"(scan|gtube): no answer in 1s"}
-    endure(watch, busy(spamd), expected)
+    endure(watch, busy(spamd), SILENT)
+
+
+def test_a_dead_one_refuses_by_either_socket(spamd: Server, watch: Watch) -> None:
+    expected = dict.fromkeys(SILENT, r"connect: connection refused")
+    endure(watch, spamd.ended(), expected, silent=False)
 
 
 def test_a_slow_scan_is_degraded_by_its_limit(spamd: Server) -> None:
@@ -93,7 +107,7 @@ def test_a_spamd_without_its_rules_lets_all_pass_and_is_found_out(directory: Pat
     rules.mkdir()
     (rules / "one.cf").write_text("header ONE Subject =~ /one/\nscore ONE 0.1\n")
     (directory / "lax").mkdir()
-    server = launch(directory / "lax", Spamd(scan=False), rules)
+    server = launch(directory / "lax", Spamd(scan=False), rules=rules)
     try:
         assert server.look(Spamd(port=server.check.port, gtube=Duration(0))).verdict is Verdict.OK
         check = Spamd(port=server.check.port)
