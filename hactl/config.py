@@ -1155,16 +1155,21 @@ class _Walker:
 
 def load(path: Path) -> Config:
     """Read the file at *path*.  Raise ConfigError with every error in it."""
+    return parse(text_of(path, "configuration"), str(path))
+
+
+def text_of(path: Path, what: str) -> str:
+    """Return the text of the file at *path*, which should be *what*.  Raise ConfigError."""
     try:
         with path.open("rb") as file:
             data = file.read(FILE_LIMIT + 1)
     except OSError as error:
         raise ConfigError([Problem(str(path), 0, 0, "", error.strerror or str(error))]) from None
     if len(data) > FILE_LIMIT:
-        text = f"longer than {Size(FILE_LIMIT)}; this is no configuration"
+        text = f"longer than {Size(FILE_LIMIT)}; this is no {what}"
         raise ConfigError([Problem(str(path), 0, 0, "", text)])
     try:
-        return parse(data.decode(), str(path))
+        return data.decode()
     except UnicodeDecodeError as error:
         text = f"not UTF-8 (byte 0x{data[error.start]:02x})"
         place = _end(data[: error.start].decode())

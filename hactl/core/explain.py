@@ -180,7 +180,7 @@ def _service(engine: Engine, name: str, now: float) -> ServiceView:
     return ServiceView(
         name,
         ("hook" if plan.hook else "relayctl") if plan.acts else "observe",
-        shown.status if shown else "not in relayd",
+        shown.status if shown else "not in relayd" if engine.observation else "not read yet",
         sum(
             s.weight
             for s in engine.standings.values()

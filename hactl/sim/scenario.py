@@ -125,13 +125,7 @@ _BLOCKS = ("hactl", "conf")  # whole files
 
 def load(path: Path, config: Config | None = None, conf: RelaydConf | None = None) -> Scenario:
     """Read a scenario file.  Raise ConfigError with every error in it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError([Problem(str(path), 0, 0, "", error.strerror or str(error))]) from None
-    except UnicodeDecodeError:
-        raise ConfigError([Problem(str(path), 0, 0, "", "not UTF-8")]) from None
-    return parse(text, str(path), config, conf)
+    return parse(config_.text_of(path, "scenario"), str(path), config, conf)
 
 
 def parse(

@@ -134,6 +134,12 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
         assert (result.exit_code, "No such file" in result.output) == (1, True)
 
 
+def test_a_scenario_without_end_is_refused(tmp_path: Path) -> None:
+    result = hactl("simulate", Path("/dev/zero"))
+    assert result.exit_code == 1
+    assert result.output == "/dev/zero: longer than 1M; this is no scenario\n"
+
+
 @pytest.mark.service
 def test_verify_tries_every_single_fault_of_a_good_configuration(tmp_path: Path) -> None:
     result = hactl("verify", "-f", files(tmp_path), "--budget", "4s", "--jobs", 1, "--json")
