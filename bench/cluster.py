@@ -15,7 +15,7 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,11 +117,17 @@ def deliver(port: int) -> Dialogue:
 class Client:
     """Sends messages, and notes when those that were lost had begun."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(
+        self,
+        port: int,
+        address: str = VIRTUAL,
+        talk: Callable[[int], Dialogue] = deliver,
+        every: float = EVERY,
+    ) -> None:
         self.sent = 0
         self.lost: list[float] = []
         self.reasons: dict[str, int] = {}
-        self._port = port
+        self._port, self._address, self._talk, self._every = port, address, talk, every
         self._wire = Wire(asyncio.get_running_loop(), cap=1000, excuse=lambda _began: None)
         self._task = asyncio.create_task(self._run())
 
@@ -129,8 +135,9 @@ class Client:
         loop = asyncio.get_running_loop()
         start = loop.time()
         for number in range(1 << 30):
-            await asyncio.sleep(start + number * EVERY - loop.time())
-            self._wire.start(VIRTUAL, self._port, deliver(self._port), PATIENCE, self._ended)
+            await asyncio.sleep(start + number * self._every - loop.time())
+            talk = self._talk(self._port)
+            self._wire.start(self._address, self._port, talk, PATIENCE, self._ended)
 
     def _ended(self, result: Result, began: float, _ended: float) -> None:
         self.sent += 1
