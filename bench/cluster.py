@@ -227,11 +227,17 @@ def only_one() -> Callable[[int, int], socket.socket]:
 class Client:
     """Sends messages, and notes when those that were lost had begun."""
 
-    def __init__(self, begins: Smtp) -> None:
+    def __init__(
+        self,
+        port: int,
+        talk: Callable[[], Dialogue],
+        address: str = VIRTUAL,
+        every: float = EVERY,
+    ) -> None:
         self.sent = 0
         self.lost: list[float] = []
         self.reasons: dict[str, int] = {}
-        self._begins = begins
+        self._port, self._talk, self._address, self._every = port, talk, address, every
         self._wires: set[Wire] = set()
         self._task = asyncio.create_task(self._run())
 
@@ -239,11 +245,11 @@ class Client:
         loop = asyncio.get_running_loop()
         start = loop.time()
         for number in range(1 << 30):
-            await asyncio.sleep(start + number * EVERY - loop.time())
+            await asyncio.sleep(start + number * self._every - loop.time())
             wire = Wire(loop, cap=1, excuse=lambda _began: None, make_socket=only_one())
             self._wires.add(wire)
             done = partial(self._ended, wire)
-            wire.start(VIRTUAL, self._begins.port, deliver(self._begins), PATIENCE, done)
+            wire.start(self._address, self._port, self._talk(), PATIENCE, done)
 
     def _ended(self, wire: Wire, result: Result, began: float, _ended: float) -> None:
         self._wires.discard(wire)
@@ -278,7 +284,8 @@ async def suffer(nodes: list[Node], fault: str, steered: bool, seconds: float) -
             await relayd.until(lambda: in_use(relayd) == 2, CALM)
             if hactld is not None:
                 await hactld.start()
-            sender = Client(client(port, ca))
+            begins = client(port, ca)
+            sender = Client(port, partial(deliver, begins))
             await asyncio.sleep(WARM)
             began = loop.time()
             suffered = FAULTS[fault][1](nodes[0])

@@ -16,7 +16,7 @@ import signal
 from asyncio.subprocess import DEVNULL
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -81,6 +81,8 @@ async def run(
         await asyncio.wait([child.exited, child.enough], return_when=asyncio.FIRST_COMPLETED)
         whole = child.exited.done()
     finally:
+        if not starting.done():
+            loop.call_later(LINGER, _insist, starting)
         transport, child = await starting
         try:
             if not spare:
@@ -96,6 +98,17 @@ async def run(
         raise child.problem
     code = transport.get_returncode()
     return Ended(-1 if code is None else code, bytes(child.out), bytes(child.err))
+
+
+def _insist(starting: asyncio.Task[Any]) -> None:
+    """Cancel it until it ends.
+
+    In Python 3.11 one that is cancelled while it connects the pipes kills the program, and then waits
+    for ever to be told; a second time ends it.
+    """
+    if not starting.done():
+        starting.cancel()
+        starting.get_loop().call_later(LINGER, _insist, starting)
 
 
 def _kill(pid: int, *, everywhere: bool) -> None:

@@ -13,7 +13,19 @@ from typing import Any
 import pytest
 
 BENCH = Path(__file__).parents[1] / "bench"
-PROGRAMS = ("agent", "cluster", "cost", "detect", "farm", "harm", "hook", "peers", "scale", "types")
+PROGRAMS = (
+    "agent",
+    "cluster",
+    "cost",
+    "detect",
+    "farm",
+    "harm",
+    "hook",
+    "peers",
+    "scale",
+    "types",
+    "whole",
+)
 
 
 def run(script: str, *arguments: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -125,6 +126,22 @@ def test_a_cancelled_program_is_gone_with_its_children(script: str, tmp_path: Pa
     begun = [int(pid) for pid in pids.read_text().split()]
     assert begun
     assert all(map(gone, begun))
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_loop_ends_whatever_a_program_has_come_to(turns: int) -> None:
+    """When all is cancelled while the program's pipes are connected, asyncio forgets to wake up."""
+    code = f"""
+import asyncio
+from checks._process import run
+async def main():
+    looking = asyncio.create_task(run(["/bin/sleep", "60"]))
+    for _ in range({turns}):
+        await asyncio.sleep(0)
+asyncio.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=LONG * 3)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_who_is_left_behind_is_killed_and_not_waited_for() -> None:

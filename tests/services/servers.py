@@ -24,6 +24,7 @@ from hactl.core.model import Result, Verdict
 HOST = "127.0.0.1"
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 NEWER = Path("/usr/local/lib/hactl-tests/opensmtpd/usr/sbin")  # see install
+STILL = {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP, psutil.STATUS_ZOMBIE}  # who does no more
 PATIENCE = 60.0  # seconds to become ready, or to end; this machine may have other work
 
 
@@ -134,7 +135,7 @@ class Server:
             for process in processes:
                 with suppress(psutil.NoSuchProcess):  # some end when they have served enough
                     process.suspend()
-                    while process.status() != psutil.STATUS_STOPPED:
+                    while process.status() not in STILL:
                         time.sleep(0.001)
             yield
         finally:
