@@ -56,6 +56,8 @@ def free_port() -> int:
 class Server:
     """A process with children; *check* is what tells that it is ready, at *host*."""
 
+    host = HOST
+
     def __init__(
         self,
         command: list[str],

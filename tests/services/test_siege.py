@@ -286,7 +286,8 @@ class Siege:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        said, _ = await asyncio.wait_for(process.communicate(), 30)
+        # 40 s where no host of a redirect comes up again
+        said, _ = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == 0, said.decode()
         self.safely = time.monotonic()
         now = {k for k, h in self.members().items() if h.disabled and k[0] in ("mx", "two")}

@@ -105,6 +105,9 @@ def test_a_spamd_without_its_rules_lets_all_pass_and_is_found_out(directory: Pat
     """It starts only if there is one at least."""
     rules = directory / "rules"
     rules.mkdir()
+    (rules / "one.pre").write_text(
+        "loadplugin Mail::SpamAssassin::Plugin::Check\nutil_rb_tld org test\n"
+    )
     (rules / "one.cf").write_text("header ONE Subject =~ /one/\nscore ONE 0.1\n")
     (directory / "lax").mkdir()
     server = launch(directory / "lax", Spamd(scan=False), rules=rules)
