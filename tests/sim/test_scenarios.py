@@ -11,8 +11,10 @@ from hactl.sim.scenario import load
 from hactl.sim.simulate import simulate
 
 LONG = {  # days, or hours in which something happens all the time
-    "antiphase", "antiphase-with-backup", "flapping-node", "loss-of-a-half", "lossy-check-of-relayd",
-    "lossy-way-to-one", "ten-days-of-running", "three-checks-in-turn",
+    "antiphase", "antiphase-with-backup", "capacity-leaves-slowly", "clock-ahead-over-a-restart",
+    "flapping-node", "loss-of-a-half", "loss-of-a-twentieth", "lossy-check-of-relayd",
+    "lossy-way-to-one", "relayctl-too-late-while-flapping", "ten-days-of-running",
+    "three-checks-in-turn", "two-services-of-one-node",
 }  # fmt: skip
 FILES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
 
