@@ -21,7 +21,6 @@ from hactl.core.units import Duration, span
 Probe = Callable[[Step], Awaitable[Result]]
 
 BEFORE = "before"  # the step in which a look waits for one that has not ended
-PARTING = 1.0  # seconds that looks have to end when all is over
 
 
 class Tasks:
@@ -48,15 +47,6 @@ class Tasks:
         """Cancel whatever still goes on."""
         for look in tuple(self.live):
             look.cancel()
-
-    async def ended(self) -> None:
-        """Wait a moment, after `close`, for looks to end.
-
-        A loop that is closed cancels what is left once more, asyncio's own tasks included: for a
-        program that is just being started it would then wait for ever.
-        """
-        if self.live:
-            await asyncio.wait([look.task for look in self.live], timeout=PARTING)
 
 
 class Look:

@@ -123,9 +123,7 @@ class Engine:
         self._urgent: set[Probe] = set()  # of services that have nobody who passes
         self._enabled_at: dict[Member, float] = {}
         self._disabled_at: dict[Member, float] = {}
-        self._uncounted: dict[
-            Member, Decision
-        ] = {}  # disables of which nobody knows how they ended
+        self._uncounted: dict[Member, Decision] = {}  # disables that ended nobody knows how
         self._polling = Polling()
         self._next_polling = self._polling
         self.proof = Proof()

@@ -230,7 +230,6 @@ async def main(turns):
     for _ in range(turns):
         await asyncio.sleep(0)
     tasks.close()
-    await tasks.ended()
 
 for turns in range(12):
     asyncio.run(main(turns))

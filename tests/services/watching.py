@@ -92,7 +92,7 @@ class Watch:
         self.runner.configure(self.config.checks)
         self._ready.set()
         await self._end.wait()
-        await self.runner.end()
+        self.runner.stop()
 
     def _feed(self, checked: Checked) -> None:
         self._engine.feed(checked)
