@@ -21,6 +21,7 @@ from hactl.core.units import Duration, span
 Probe = Callable[[Step], Awaitable[Result]]
 
 BEFORE = "before"  # the step in which a look waits for one that has not ended
+PARTING = 1.0  # seconds that looks have to end when all is over
 
 
 class Tasks:
@@ -47,6 +48,15 @@ class Tasks:
         """Cancel whatever still goes on."""
         for look in tuple(self.live):
             look.cancel()
+
+    async def ended(self) -> None:
+        """Wait a moment, after `close`, for looks to end.
+
+        A loop that is closed cancels what is left once more, asyncio's own tasks included.  A program
+        that is just being started then ends late and without its pipes closed (see `_process`).
+        """
+        if self.live:
+            await asyncio.wait([look.task for look in self.live], timeout=PARTING)
 
 
 class Look:

@@ -141,7 +141,7 @@ class Daemon:
         finally:
             if self._proving is not None:
                 self._proving.cancel()
-            self._runner.stop()
+            await self._runner.end()
             await self._agents.close()
             if self._serving is not None:
                 await self._serving.stop()

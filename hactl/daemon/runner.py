@@ -113,6 +113,11 @@ class Runner:
         self._wire.close()
         self._tasks.close()
 
+    async def end(self) -> None:
+        """End all looks without a word, and wait a moment for those that do not end at once."""
+        self.stop()
+        await self._tasks.ended()
+
     def hurry(self) -> None:
         """Start what is due between two slots, in the loop's next turn: witnesses cannot wait."""
         if not self._hurried:  # finding them costs more than a look

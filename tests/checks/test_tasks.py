@@ -230,6 +230,7 @@ async def main(turns):
     for _ in range(turns):
         await asyncio.sleep(0)
     tasks.close()
+    await tasks.ended()
 
 for turns in range(12):
     asyncio.run(main(turns))

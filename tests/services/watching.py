@@ -92,7 +92,7 @@ class Watch:
         self.runner.configure(self.config.checks)
         self._ready.set()
         await self._end.wait()
-        self.runner.stop()
+        await self.runner.end()
 
     def _feed(self, checked: Checked) -> None:
         self._engine.feed(checked)
