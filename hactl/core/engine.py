@@ -455,15 +455,34 @@ class Engine:
         began = before.at - self.facts.longest
         if proof.checked(before, self._signs) and self._polling.ready(self.facts) < began:
             self._polling = replace(self._polling, round=(began, now))
-        switched = {  # whose counts fell by our own hand
-            place.host.id
-            for member, place in self.places.items()
-            for times in (self._disabled_at, self._enabled_at)
-            if times.get(member, float("-inf")) >= before.at
-        }
+        switched = self._switched_since(before.at)  # whose counts fell by our own hand
         kept = {id: total for id, total in before.totals.items() if id not in switched}
         if proof.restarted(Signs(before.at, kept), self._signs):
             self._reloaded("its counts of checks fell", before.at, now)
+
+    def last_sign(self, action: Action) -> bool:
+        """Tell whether a disable takes the last host whose count would tell of a load.
+
+        Ask relayd for its counts before it: afterwards nothing tells them from another load's.
+        """
+        if self._signs is None or action.verb is not Verb.DISABLE:
+            return False
+        lost = self._switched_since(self._signs.at) | {
+            place.host.id
+            for place in self.places.values()
+            if place.host.status is HostStatus.DISABLED
+        }
+        telling = {id for id, total in self._signs.totals.items() if total and id not in lost}
+        return telling == {action.host}
+
+    def _switched_since(self, at: float) -> set[int]:
+        """Return the hosts that we disabled or enabled since *at*; their counts began anew."""
+        return {
+            place.host.id
+            for member, place in self.places.items()
+            for times in (self._disabled_at, self._enabled_at)
+            if times.get(member, float("-inf")) >= at
+        }
 
     def socket(self, identity: object, now: float) -> None:
         """Take what tells relayd's socket from the one of another start; None: there is none."""

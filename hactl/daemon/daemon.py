@@ -300,7 +300,7 @@ class Daemon:
                 if well:
                     self._trouble = ""
                 break
-            if action.verb is Verb.ENABLE and not counted:
+            if not counted and (action.verb is Verb.ENABLE or self._engine.last_sign(action)):
                 counted = True  # what looks like our disable may be another's since a load
                 if await self._count():
                     continue

@@ -349,7 +349,7 @@ class Cluster:
             action = next((a for a in engine.actions(self.now) if a.words() not in tried), None)
             if action is None:
                 break
-            if action.verb is Verb.ENABLE and not counted:
+            if not counted and (action.verb is Verb.ENABLE or engine.last_sign(action)):
                 counted = True
                 if self._count(model):
                     continue

@@ -145,6 +145,23 @@ def test_a_count_that_falls_by_our_own_hand_is_no_load() -> None:
     assert bench.engine.reloads == 0
 
 
+def test_the_last_host_whose_count_would_tell_of_a_load_is_known() -> None:
+    bench = Bench()
+    bench.cycle()
+    first, second = (Action(Verb.DISABLE, 9, "fails", m, n) for n, m in ((1, MX_A), (2, MX_B)))
+    assert not bench.engine.last_sign(second)  # no counts yet
+    bench.engine.counted({1: 50, 2: 40}, bench.now, bench.now)
+    assert not bench.engine.last_sign(second)  # that of the first would tell as well
+    bench.cycle()
+    bench.disable(A)
+    assert bench.engine.last_sign(second)  # whether relayd shows the first disabled by now or not
+    bench.cycle()
+    assert bench.engine.last_sign(second)
+    assert not bench.engine.last_sign(first)
+    bench.engine.counted({2: 0}, bench.now, bench.now)
+    assert not bench.engine.last_sign(second)  # a count of nothing cannot fall
+
+
 def test_new_ids_and_a_new_socket_tell_of_one_load_once() -> None:
     bench = Bench()
     bench.cycle()

@@ -473,3 +473,21 @@ def test_a_disable_by_hand_right_after_a_reload_is_not_taken_for_ours(tmp_path: 
         await farm.until(foreign)
 
     play(tmp_path, scene)
+
+
+def test_the_counts_are_read_before_the_last_host_that_has_any_is_disabled(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        file = farm.directory / "hactl.yaml"
+        file.write_text(file.read_text().replace("grace: 1s", "grace: 1s, floor: closed"))
+        assert (await farm.ask("reload"))["code"] == 0
+        assert (await farm.ask("maint", "mx0"))["code"] == 0
+        await farm.until(lambda: farm.disabled() == {"1"})
+        before = farm.calls().count("show hosts")
+        await farm.until(lambda: farm.calls().count("show hosts") > before + 1)
+        # as above, but the one host whose count tells is disabled before the next look
+        (farm.directory / "checks").write_text("1\n")
+        farm.nodes["mx1"].set("smtp", Mood.REFUSE)
+        await farm.until(lambda: farm.disabled() == {"1", "2"})
+        assert await marks(farm) == ["foreign", ""]
+
+    play(tmp_path, scene)
