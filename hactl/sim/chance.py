@@ -216,6 +216,7 @@ def keep(seed: int, rule: int, folder: Path) -> Path:
     """Shrink the story of a seed and write it into *folder*."""
     small = shrink(story(seed), rule)
     said = next((str(v) for v in run(small) if v.rule == rule), f"rule {rule}")
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"found-{seed}-rule-{rule}.yaml"
     about = said.replace(": ", ", ").replace("#", "")
     path.write_text(small.text(f'"{about}"'))

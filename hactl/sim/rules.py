@@ -59,7 +59,8 @@ class Watch(Watcher):
         self._commands: dict[Member, int] = {}
         self._polls: list[float] = []
         self._news = 0.0
-        self._blind = START  # when hactl last could not see relayd
+        self._blind = START  # when hactl last could not see relayd, or tell what became of a command
+        self._unanswered = False  # this cycle's last command, with which a cycle ends
 
     def _say(self, world: World, rule: int, who: object, text: str) -> None:
         if (rule, str(who)) not in self._said:
@@ -132,6 +133,7 @@ class Watch(Watcher):
             self._say(world, 2, member, f"{member} enabled while every check is unknown")
 
     def acted(self, world: World, action: Action) -> None:
+        self._unanswered = world.late and not action.hook
         member, engine = action.member, world.engine
         if member is None or action.verb is not Verb.DISABLE or engine is None:
             return
@@ -172,6 +174,10 @@ class Watch(Watcher):
             self._held.clear()
             self._blind = world.now
             return
+        if self._unanswered:  # one command a cycle then: what else is needed waits for the next
+            self._unanswered = False
+            self._late.clear()
+            self._blind = world.now
         self._exclusive(world)
         frozen = {s for s in world.cluster.plan.services if self._frozen(world, s)}
         for member, decision in engine.decisions.items():
