@@ -59,7 +59,9 @@ class Watch(Watcher):
         self._commands: dict[Member, int] = {}
         self._polls: list[float] = []
         self._news = 0.0
-        self._blind = START  # when hactl last could not see relayd, or tell what became of a command
+        self._blind = (
+            START  # when hactl last could not see relayd, or tell what became of a command
+        )
         self._unanswered = False  # this cycle's last command, with which a cycle ends
 
     def _say(self, world: World, rule: int, who: object, text: str) -> None:
