@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import os
-import socket
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
 
 from checks import NOBODY, Spoken, Target
 from checks._wire import Dialogue, Say
 from checks.nfs_rpc import NULL, PROGRAMS, Program, call, results
 from hactl.core.model import ok
+from tests.services.network import covering, own_network
 from tests.services.servers import Server, need
-
-NET = 0x4000_0000  # CLONE_NEWNET
-SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 
 CONF = """\
 NFS_CORE_PARAM {{
@@ -42,26 +32,6 @@ EXPORT {{
 	FSAL {{ Name = VFS; }}
 }}
 """
-# Both speak through a socket in /run; $0 is what is to be there.
-START = 'mount --bind "$0" /run && exec "$@"'
-
-
-@contextmanager
-def own_network() -> Iterator[None]:
-    """Be in a network that has a loopback and nothing else; so are threads and programs begun here."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.unshare(NET) != 0:
-            pytest.skip(f"no network of our own here: {os.strerror(ctypes.get_errno())}")
-        try:
-            with socket.socket() as sock:
-                fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
-            yield
-        finally:
-            assert libc.setns(before, NET) == 0
-    finally:
-        os.close(before)
 
 
 class Null(Spoken, frozen=True, kw_only=True, tag="null"):
@@ -85,7 +55,7 @@ class Ganesha:
     """The portmapper, and the server that is registered there."""
 
     def __init__(self, directory: Path) -> None:
-        need("ganesha.nfsd", "rpcbind", "unshare", "mount")
+        need("ganesha.nfsd", "rpcbind")
         self.directory = directory
         self.export = directory / "export"
         for name in ("run", "export", "portmapper", "nfs"):
@@ -101,8 +71,8 @@ class Ganesha:
             raise
 
     def _run(self, file: str, program: Program, *words: str) -> Server:
-        within = ["unshare", "--mount", "--propagation", "private", "sh", "-c", START]
-        command = [*within, str(self.directory / "run"), file, *words]
+        # both speak through a socket in /run
+        command = [*covering("/run", self.directory / "run"), file, *words]
         check = Null(port=PROGRAMS[program][2], program=program)
         return Server(command, self.directory / program, check)
 

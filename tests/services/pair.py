@@ -69,16 +69,25 @@ FOLLOW = (
 class Side:
     """One of the two."""
 
-    def __init__(self, directory: Path, number: int, template: Path, host: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        number: int,
+        template: Path,
+        host: str,
+        prefix: Sequence[str] = (),
+        conf: str = "",
+    ) -> None:
+        """Start it, through *prefix*, with the lines of *conf* besides."""
         self.directory = directory
         self.host = host
         directory.mkdir()
         shutil.copytree(template, directory / "data")
-        conf = CONF.format(directory=directory, host=self.host, number=number)
-        (directory / "my.cnf").write_text(conf)
+        settings = CONF.format(directory=directory, host=self.host, number=number) + conf
+        (directory / "my.cnf").write_text(settings)
         for path in (directory, *(directory / "data").rglob("*"), directory / "data"):
             shutil.chown(path, "mysql")
-        command = ["mariadbd", f"--defaults-file={directory}/my.cnf"]
+        command = [*prefix, "mariadbd", f"--defaults-file={directory}/my.cnf"]
         self.server = Server(command, directory, Greeting(host=host))
 
     def sql(self, *statements: str, database: str | None = "sogo") -> list[tuple[object, ...]]:

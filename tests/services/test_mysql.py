@@ -1,8 +1,9 @@
-"""The mysql check against MariaDB: well, full, read-only, hung and gone, and without its grants."""
+"""The mysql check against MariaDB: well, full, read-only, hung, gone, blocking, without grants."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,8 +17,9 @@ from checks._tasks import look
 from checks.mysql import Mysql
 from hactl.core.health import State
 from hactl.core.model import Result
+from tests.services.network import covering, own_network
 from tests.services.pair import Pair, Side, run
-from tests.services.servers import PATIENCE
+from tests.services.servers import PATIENCE, Server
 from tests.services.watching import Watch, endure, timed
 
 pytestmark = pytest.mark.service
@@ -130,6 +132,51 @@ def test_a_statement_that_waits_for_a_lock_is_silence_and_goes_away(
     side: Side, watch: Watch
 ) -> None:
     endure(watch, locked(side), {"query": "query: no answer in 1s"})
+
+
+BALANCER = "10.9.8.7"
+
+
+@pytest.fixture
+def strict(pair: Pair, directory: Path) -> Iterator[Side]:
+    """Be where a server asks for the names of its clients, and blocks who breaks off four times."""
+    hosts = directory / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n{BALANCER} balancer.example.org\n")
+    conf = "skip-name-resolve=0\nmax-connect-errors=3\n"
+    with own_network(BALANCER):
+        template, prefix = pair.directory / "template", covering("/etc/hosts", hosts)
+        side = Side(directory / "strict", 3, template, BALANCER, prefix, conf)
+        try:
+            side.sql("CREATE USER hactl@'%.example.org' IDENTIFIED BY 'check'", database=None)
+            yield side
+        finally:
+            side.server.stop()
+
+
+def test_a_block_is_told_and_none_comes_of_our_looks(pair: Pair, strict: Side) -> None:
+    check = timed(Mysql(login=pair.login()), 0.5, 0.4, 0.1)
+    with Watch({"plain": check}, strict.host) as watch:
+        # more looks without a login than may be; what is lost of them is the test's own
+        watch.until(State.UP)
+        with strict.frozen():
+            watch.until(State.DOWN)
+            watch.after(5, "plain")
+        watch.until(State.UP)
+        for _ in range(4):  # as a bare check of the port does
+            with socket.create_connection((strict.host, 3306)) as sock:
+                assert sock.recv(1)
+        watch.until(State.DOWN)
+        told = watch.after(1, "plain").last
+        assert told is not None
+        assert told.reason.startswith("1129 our address is blocked"), told
+        strict.sql("FLUSH HOSTS", database=None)
+        watch.until(State.UP)
+
+
+def test_another_protocol_is_told_from_a_database(opensmtpd: Server, pair: Pair) -> None:
+    check = Mysql(login=pair.login(), port=opensmtpd.check.port)
+    result = opensmtpd.look(check)
+    assert (result.verdict, result.reason[:22]) == ("fail", "not an answer of MySQL")
 
 
 @pytest.mark.parametrize(
