@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
+import sys
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 from hactl import config
 from hactl.relayd import conf
@@ -22,6 +26,7 @@ from hactl.sim.truth import Event
 from hactl.sim.world import Cluster, World, cluster
 
 HACTL = Peer("hactl", None)
+RULES = (HACTL, *PEERS)
 Pattern = Callable[[float], tuple[Event, ...]]
 
 
@@ -92,6 +97,7 @@ def pattern(what: Cluster, rule: Peer, make: Pattern, hours: float, seeds: int) 
         "changes": round(sum(f.per_hour for f in found) / seeds, 1),
         "worst_hour": max(f.worst_hour for f in found),
         "table_changes": round(sum(f.changes for f in found) / total, 1),
+        "failing": round(sum(f.failing for f in found) / total, 1),
         "avoidable": round(sum(f.avoidable for f in found) / total, 1),
         "needless_empty": round(sum(f.needless for f in found) / total, 1),
         "longest_empty": round(max(f.longest_needless for f in found), 2),
@@ -99,22 +105,36 @@ def pattern(what: Cluster, rule: Peer, make: Pattern, hours: float, seeds: int) 
     }
 
 
+def cell(job: tuple[str, str, argparse.Namespace]) -> Any:
+    """Return the figures of a rule, by name, for an outage or a pattern."""
+    name, about, options = job
+    what, rule = pair(), next(rule for rule in RULES if rule.name == name)
+    if about in OUTAGES:
+        return delays(what, rule, about, options.repeats)
+    return pattern(what, rule, PATTERNS[about], options.hours, options.seeds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--hours", type=float, default=2.0, help="of each pattern and seed [2]")
     parser.add_argument("--seeds", type=int, default=4, help="runs of each pattern [4]")
     parser.add_argument("--repeats", type=int, default=60, help="outages for the delays [60]")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes [all cores]")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
-    what = pair()
-    rules = (HACTL, *PEERS)
-    quick = {
-        rule.name: {do: delays(what, rule, do, options.repeats) for do in OUTAGES} for rule in rules
-    }
-    calm = {
-        name: {rule.name: pattern(what, rule, make, options.hours, options.seeds) for rule in rules}
-        for name, make in PATTERNS.items()
-    }
+    jobs = [(rule.name, about, options) for about in (*PATTERNS, *OUTAGES) for rule in RULES]
+    found: dict[str, dict[str, Any]] = {about: {} for about in (*PATTERNS, *OUTAGES)}
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        for number, ((name, about, _), figures) in enumerate(
+            zip(jobs, pool.imap(cell, jobs), strict=True), 1
+        ):
+            found[about][name] = figures
+            if sys.stderr.isatty():
+                print(f"\r{number} of {len(jobs)}", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    quick = {rule.name: {do: found[do][rule.name] for do in OUTAGES} for rule in RULES}
+    calm = {name: found[name] for name in PATTERNS}
     if options.json:
         print(json.dumps({"delays": quick, "patterns": calm}))
         return
@@ -127,7 +147,16 @@ def main() -> None:
             for key, width in (("detect", 17), ("back", 18))
         ]
         print(f"{name:<18}{''.join(cells)}")
-    head = ("changes", "worst hour", "pf changes", "avoidable", "needless", "longest", "kept out")
+    head = (
+        "changes",
+        "worst hour",
+        "pf changes",
+        "failing",
+        "avoidable",
+        "needless",
+        "longest",
+        "kept out",
+    )
     for name, found in calm.items():
         print(f"\n{name}, an hour (changes by checks per member)")
         print(f"{'':<18}" + "".join(f"{word:>12}" for word in head))
