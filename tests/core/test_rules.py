@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
 from msgspec.structs import replace
 
 from hactl.core import explain, health, policy, reconcile
@@ -62,7 +67,7 @@ class Event(NamedTuple):
 WAITS = st.sampled_from((0.0, 0.3, 0.9, 2.1, 5.0, 12.0, 31.0))
 WHO = st.sampled_from("ABC")
 LOOKS = st.sets(st.tuples(WHO, st.sampled_from(CHECKS)))
-EXAMPLES = int(os.environ.get("EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("EXAMPLES", "12"))
 quickly = settings(
     max_examples=EXAMPLES,
     stateful_step_count=14,
@@ -345,8 +350,13 @@ class AnyHistory(RuleBasedStateMachine):
             end(self.world, self.lost)
 
 
-TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = quickly
+def test_a_few_histories_break_no_rule() -> None:
+    run_state_machine_as_test(AnyHistory, settings=quickly)
+
+
+@pytest.mark.service
+def test_many_histories_break_no_rule() -> None:
+    run_state_machine_as_test(AnyHistory, settings=settings(quickly, max_examples=5 * EXAMPLES))
 
 
 # Rules that need a world of their own
