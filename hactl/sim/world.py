@@ -393,6 +393,7 @@ class World:
     def _load(self, now: float) -> None:
         conf = _shifted(self._conf, self._shift)
         self.model.load(conf, now)
+        self._loaded = self.now
         self.foreign.clear()
         self._touched()
 
@@ -421,12 +422,18 @@ class World:
         ]
 
     def _by_hand(self, event: Event) -> None:
-        """Switch hosts as an operator with relayctl."""
+        """Switch hosts as an operator with relayctl.
+
+        One who does it between a load of relayd and hactl's next look is told from hactl by relayd's
+        socket and counts alone, which are simulated in hactl.lab.siege and not here.
+        """
+        shown = self.engine.observation if self.engine is not None else None
+        seen = shown is not None and shown.at > self._loaded
         for member in self.members(event.to):
             host = self._host_id(member)
             if host is None:
                 continue
-            known = self.engine is not None and member in self.engine.standings
+            known = self.engine is not None and member in self.engine.standings and seen
             was = self.model.hosts[host].disabled
             self.model.command(("host", event.do, str(host)), self.now)
             if event.do == "enable":
