@@ -656,7 +656,11 @@ def _exclusive(round_: _Round) -> Member | None:
                 text = "nobody passes, and somebody has to be it"
                 round_.kept[chosen.member] = Note("exclusive", text)
     round_.wanted = set() if chosen is None else {chosen.member}
-    round_.pushed = {v.member: "exclusive" for v in round_.views if v is not chosen and v.passes}
+    round_.pushed = {
+        v.member: "exclusive"
+        for v in round_.views
+        if v is not chosen and (v.passes or (v.waiting and chosen is not None))
+    }
     return chosen.member if chosen is not None else round_.memory.owner
 
 
@@ -801,7 +805,7 @@ def _decision(v: View, round_: _Round) -> Decision:
         notes.insert(0, Note(override.kind, reason, override.ends))
         if v.pinned:
             return Decision(member, Want.IN, "pin", reason, tuple(notes))
-    elif member in round_.pushed and not v.failing:
+    elif member in round_.pushed and (v.waiting or not v.failing):
         cause = round_.pushed[member]
         reason = notes[0].text if cause == "prefer" else _who_is_it(round_)
     elif not reason:
