@@ -72,6 +72,7 @@ class Daemon:
         self._wide_at = float("-inf")  # the next one at its rules and sources too
         self._statuses: tuple[tuple[str, str], ...] = ()  # of services, as of the last wide look
         self._paused = float("-inf")  # until then relayd is another's, who reloads it
+        self._steering = asyncio.Lock()
         self._epoch = config.run_dir / "epoch"
         self._agents = Agents()
         self._runner = Runner(self._due, self._feed, self._suspect, self._agents.look)
@@ -266,7 +267,8 @@ class Daemon:
         while not self._stopping:
             self._wake.clear()
             if self._loop.time() >= self._paused and self._config.node is None:
-                await self._cycle()
+                async with self._steering:
+                    await self._cycle()
                 self._look_behind()
             now = self._loop.time()
             if now >= planned:
@@ -281,7 +283,7 @@ class Daemon:
         tried: set[tuple[str, ...]] = set()
         counted = False
         well = True
-        while True:
+        while self._loop.time() >= self._paused:
             self._engine.socket(self._socket_identity(), self._loop.time())
             try:
                 observation = await self._relayctl.show()
@@ -419,7 +421,8 @@ class Daemon:
         services = self._engine.plan.services.values()
         if any(service.release for service in services) and not self._engine.blind:
             self._engine.releasing = True
-            await self._cycle()
+            async with self._steering:
+                await self._cycle()
 
     def _hooked(self) -> set[str]:
         """Name the services whose checks speak through relayd's script."""
@@ -511,7 +514,7 @@ class Daemon:
                     return self._adopt(target)
                 return await self._resume(target)
             case "relayd-reload", ("begin" | "end" as what,):
-                return self._make_way(what)
+                return await self._make_way(what)
             case _:
                 words = " ".join((request.verb, *request.words))
                 return Answer(2, f"hactld knows no request {words!r}")
@@ -581,13 +584,14 @@ class Daemon:
         self._wake.set()
         return Answer(0, f"{target}: taken over: {names}")
 
-    def _make_way(self, what: str) -> Answer:
-        """Leave relayd to `hactl relayd-reload`, or take it back."""
+    async def _make_way(self, what: str) -> Answer:
+        """Leave relayd to `hactl relayd-reload`, with no command under way, or take it back."""
         now = self._loop.time()
         self._paused = now + RELOADING if what == "begin" else now
         self._engine.forgiving = self._paused + WIDE
         self._wake.set()
-        log.info("relayd is reloaded by hactl: %s", what)
+        async with self._steering:
+            log.info("relayd is reloaded by hactl: %s", what)
         return Answer()
 
     async def _thaw(self, target: str) -> Answer:

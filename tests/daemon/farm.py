@@ -49,6 +49,7 @@ denied*) echo 'relayctl: connect: /var/run/relayd.sock: Permission denied' >&2; 
 *"show hosts") counted ;;
 "refuse host "* | refuse-2*" 2") echo 'command failed'; exit 1 ;;
 stuck*host*) exec sleep 60 ;;
+slow*host*) sleep 0.2; : > "$dir/disabled.$3"; echo 'command succeeded' ;;
 late*"host "*) # nothing is said; relayd does it a second later
 	case "$2" in disable) do=": >" ;; *) do="rm -f" ;; esac
 	setsid sh -c "sleep 1; $do $dir/disabled.$3" >/dev/null 2>&1 </dev/null &

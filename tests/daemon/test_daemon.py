@@ -475,6 +475,17 @@ def test_a_disable_by_hand_right_after_a_reload_is_not_taken_for_ours(tmp_path: 
     play(tmp_path, scene)
 
 
+def test_no_command_is_under_way_when_relayd_is_left_to_a_reload(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        farm.misbehave("slow")
+        assert (await farm.ask("maint", "mx0"))["code"] == 0
+        await farm.until(lambda: farm.switches() == ["host disable 1"])
+        assert (await farm.ask("relayd-reload", "begin"))["code"] == 0
+        assert farm.disabled() == {"1"}  # the id that it had is told of no other host
+
+    play(tmp_path, scene)
+
+
 def test_the_counts_are_read_before_the_last_host_that_has_any_is_disabled(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         file = farm.directory / "hactl.yaml"
