@@ -19,6 +19,10 @@ class AskError(Exception):
     """hactld cannot be asked; the text says why, and what would help."""
 
 
+class AbsentError(AskError):
+    """hactld does not run, or elsewhere."""
+
+
 class Reply(NamedTuple):
     """hactld's answer: hactl's exit code, a text for people, the verb's own data."""
 
@@ -27,9 +31,9 @@ class Reply(NamedTuple):
     data: Any
 
 
-def path(given: str | None) -> str:
-    """Return the control socket: as given, from the environment, or the default."""
-    return given or os.environ.get("HACTL_SOCKET") or DEFAULT
+def path(given: str | None, configured: str = DEFAULT) -> str:
+    """Return the control socket: as given, from the environment, or as configured."""
+    return given or os.environ.get("HACTL_SOCKET") or configured
 
 
 def ask(
@@ -48,7 +52,8 @@ def ask(
             connection.sendall(json.dumps(request).encode() + b"\n")
             answer = _line(connection)
     except OSError as error:
-        raise AskError(_why(error, where, timeout)) from error
+        absent = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
+        raise (AbsentError if absent else AskError)(_why(error, where, timeout)) from error
     try:
         found = json.loads(answer)
         protocol, reply = found["protocol"], Reply(found["code"], found["text"], found["data"])

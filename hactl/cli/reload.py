@@ -7,9 +7,13 @@ keep its hands off relayd meanwhile.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -26,6 +30,8 @@ from hactl.relayd.conf import ConfError, RelaydConf
 from hactl.relayd.pf import Pfctl, PfError, usable
 from hactl.relayd.relayctl import Answer, Hosts, Relayctl, RelayctlError
 from hactl.relayd.reload import Disabled, Layout
+
+T = TypeVar("T")
 
 OK, NO, UNASKABLE = 0, 1, 3
 PARSING = 60.0  # seconds for `relayd -n`, which resolves names
@@ -72,8 +78,18 @@ class Reload:
         self._relayctl, self._pfctl = Relayctl(programs), Pfctl(programs)
         self._file = config.relayd.conf
         self._plan = plan(config)
+        self._socket = ask.path(orders.socket, os.fspath(config.control.path))
         self._orders = orders
-        self._say = say
+        self._out = say
+        self._begun = False
+
+    def _say(self, text: str) -> None:
+        """Say it; once relayd is touched nothing depends on whether somebody hears it."""
+        try:
+            self._out(text)
+        except OSError:
+            if not self._begun:
+                raise
 
     async def run(self) -> int:
         """Show what would change; reload, unless something speaks against it."""
@@ -97,9 +113,14 @@ class Reload:
         if self._orders.dry_run:
             self._say("nothing was done (--dry-run)")
             return OK
-        self._tell("begin")
+        if problem := self._tell("begin"):
+            self._say(f"hactld was not told, and may switch hosts meanwhile: {problem}")
+        self._begun = True
         try:
-            return await self._reload(conf, off, gone)
+            with _undisturbed():
+                await self._reload(conf, off, gone)
+                await self._flush(gone)
+            return await self._prove(conf, off, gone)
         finally:
             self._tell("end")
 
@@ -111,6 +132,8 @@ class Reload:
             raise ReloadError(f"relayd -n: {error}", UNASKABLE) from error
         if ended.code != 0:
             said = (ended.err or ended.out).strip() or f"exit {ended.code}, and not a word"
+            if "need root privileges" in said:
+                raise ReloadError("relayd -n needs root, and so does a reload", UNASKABLE)
             raise ReloadError(f"relayd does not accept {self._file}:\n{said}")
 
     def _announce(self, old: Layout, new: Layout, off: Disabled, gone: Mapping[str, int]) -> None:
@@ -128,10 +151,15 @@ class Reload:
             what = "redirect" if position < 0 else "table"
             self._say(f"{name}: a disabled {what} hides its hosts; their own disables get lost")
 
-    def _tell(self, what: str) -> None:
-        """Ask hactld to leave relayd alone; one that does not run does that by itself."""
-        with suppress(ask.AskError):
-            ask.ask(ask.path(self._orders.socket), "relayd-reload", what, timeout=10)
+    def _tell(self, what: str) -> str:
+        """Ask hactld to leave relayd alone; return why it could not be told, if it runs."""
+        try:
+            ask.ask(self._socket, "relayd-reload", what, timeout=10)
+        except ask.AbsentError:
+            return ""
+        except ask.AskError as error:
+            return str(error)
+        return ""
 
     async def _show(self) -> Observation:
         try:
@@ -144,7 +172,7 @@ class Reload:
         if outcome.answer is not Answer.DONE:
             raise ReloadError(outcome.text)
 
-    async def _reload(self, conf: RelaydConf, off: Disabled, gone: Mapping[str, int]) -> int:
+    async def _reload(self, conf: RelaydConf, off: Disabled, gone: Mapping[str, int]) -> None:
         for id in gone.values():
             await self._command("redirect", "disable", str(id))
         shown, counts = await self._show(), await self._counts()
@@ -156,24 +184,36 @@ class Reload:
             await self._relayctl.reload()
             await self._loaded(shown, counts)
             self._say(f"loaded after {_ms(loop.time() - began)}")
-            for words in off.commands(reload_.shown(await self._show())):
-                await self._command(*words)
+            await self._disable(off)
             await self._command("poll")
             await self._answered(conf)
             await self._command("poll")
             polled = loop.time()
             done.set()
             empty = await watch
-        except RelayctlError as error:
-            raise ReloadError(f"{error}; look at relayctl show summary now") from error
+        except (RelayctlError, ReloadError) as error:
+            again = "".join(f"\ndisabled before: {name}" for name in off.names())
+            text = f"{error}; look at relayctl show summary now{again}"
+            raise ReloadError(text, error.code if isinstance(error, ReloadError) else NO) from error
         finally:
             watch.cancel()
         for name, seconds in empty.items():
             text = "is empty" if seconds is None else f"was empty for {_ms(seconds)} at most"
             self._say(f"pf's table {name} {text}")
         self._say(f"polled twice, the second time after {_ms(polled - began)}")
-        await self._flush(gone)
-        return await self._prove(conf, off, gone)
+
+    async def _disable(self, off: Disabled) -> None:
+        """Disable again what was disabled; what fails is tried once more, after all else."""
+        commands = list(off.commands(reload_.shown(await _patiently(self._show))))
+        for last in (False, True):
+            failed = []
+            for words in commands:
+                outcome = await self._relayctl.run(*words)
+                if outcome.answer is not Answer.DONE:
+                    failed.append(words)
+                    if last:
+                        self._say(f"wrong: {outcome.text}")
+            commands = failed
 
     async def _counts(self) -> Hosts:
         try:
@@ -192,9 +232,9 @@ class Reload:
             return
         old = reload_.shown(before)
         while loop.time() < end:
-            if _fallen(counts, await self._counts()):
+            if _fallen(counts, await _patiently(self._counts)):
                 return
-            seen = await self._show()
+            seen = await _patiently(self._show)
             if seen.services and (reload_.disabled(seen) != off or reload_.shown(seen) != old):
                 return
             await asyncio.sleep(PAUSE)
@@ -293,6 +333,33 @@ class Reload:
         everything = Plan(nodes=self._plan.nodes, services=services)
         differences = proof.compare(everything, seen, pf, {}, 0.0, {})
         return wrong + [f"{d.service}: {d.text}" for d in differences]
+
+
+async def _patiently(look: Callable[[], Awaitable[T]]) -> T:
+    """Look until relayd answers, which it is slow to do while it loads; at last raise ReloadError."""
+    end = asyncio.get_running_loop().time() + LOADED
+    while True:
+        try:
+            return await look()
+        except ReloadError:
+            if asyncio.get_running_loop().time() > end:
+                raise
+        await asyncio.sleep(PAUSE)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let nobody end us, nor what we run, with relayd half loaded; it takes seconds."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fallen(before: Hosts, after: Hosts) -> bool:

@@ -147,6 +147,12 @@ class Disabled(Struct, frozen=True):
     tables: tuple[tuple[str, int], ...] = ()
     redirects: tuple[str, ...] = ()
 
+    def names(self) -> Iterator[str]:
+        """Name all of it, for people."""
+        yield from (f"host {seat[2]} of {seat[0]}" for seat in self.hosts)
+        yield from (f"table {position + 1} of {name}" for name, position in self.tables)
+        yield from (f"redirect {name}" for name in self.redirects)
+
     def commands(self, now: Layout) -> Iterator[tuple[str, ...]]:
         """Yield what disables all of it again, as far as relayd still has it."""
         for seat in self.hosts:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,84 @@ async def test_disables_stay_tables_are_filled_and_it_says_for_how_long_they_wer
     ]
     assert sum("was empty for" in line and line.endswith(" ms at most") for line in said) == 2
     assert said[-1] == "pf has what relayd shows"
+
+
+def disabled(bench: Bench) -> list[str]:
+    return [line.split()[2] for line in bench.emulator.command("show summary").stdout.splitlines()
+            if line.split()[1] == "host" and line.endswith("disabled")]  # fmt: skip
+
+
+@lab
+async def test_nothing_gets_lost_though_nobody_listens_or_somebody_interrupts(bench: Bench) -> None:
+    await started(bench)
+    bench.emulator.command("host disable 1")
+    deeds: list[Callable[[], object]] = [lambda: os.write(full, b"x"),
+                                         lambda: os.kill(os.getpid(), signal.SIGINT)]  # fmt: skip
+    full = os.open("/dev/full", os.O_WRONLY)
+    for deed in deeds:
+
+        def say(line: str, deed: Callable[[], object] = deed) -> None:
+            if line.startswith("loaded after"):
+                deed()
+
+        each = reloading(bench, [])
+        each._out = say
+        assert await each.run() == 0
+        assert disabled(bench) == [A]
+    os.close(full)
+
+
+@lab
+async def test_a_disable_that_fails_holds_up_no_other_and_is_tried_again(bench: Bench) -> None:
+    await started(bench, BOTH.replace(f"interval {INTERVAL}", "interval 2"))
+    for id in (1, 2):
+        bench.emulator.command(f"host disable {id}")
+    relayctl, real = bench.directory / "relayctl", bench.directory / "relayctl.real"
+    relayctl.rename(real)
+    for times, code, again in ((1, 0, [A, B]), (9, 1, [B])):
+        left = bench.directory / "left"
+        left.write_text("x" * times)
+        relayctl.write_text(f"""#!/bin/sh
+[ "$*" = "host disable 1" ] && [ -s {left} ] && {{
+    truncate -s -1 {left}; echo 'command failed'; exit 1; }}
+exec {real} "$@"
+""")
+        relayctl.chmod(0o755)
+        said: list[str] = []
+        assert await reloading(bench, said).run() == code, said
+        assert disabled(bench) == again
+        assert bench.emulator.pf.tables["imap"] == (C,)
+        if code:
+            assert f"wrong: host {A} of smtp was disabled, and is not" in said
+
+
+@lab
+async def test_a_hactld_that_cannot_be_told_is_named(bench: Bench) -> None:
+    await started(bench)
+    said: list[str] = []
+    each = reloading(bench, said)
+    each._socket = "x" * 200  # longer than a socket's name can be
+    assert await each.run() == 0
+    assert any(line.startswith("hactld was not told, and may switch hosts") for line in said)
+
+
+def test_the_socket_is_the_configured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HACTL_SOCKET", raising=False)
+    config = config_.parse("mode: observe\ncontrol: {path: /run/there.sock}\n", "hactl.yaml")
+    assert Reload(config, Orders(), print)._socket == "/run/there.sock"
+    assert Reload(config, Orders(socket="/here"), print)._socket == "/here"
+
+
+@lab
+async def test_who_is_not_root_is_told_that_and_not_that_the_file_is_wrong(bench: Bench) -> None:
+    await started(bench)
+    each = reloading(bench, [])
+    (bench.directory / "relayd").write_text(
+        "#!/bin/sh\necho 'relayd: need root privileges' >&2; exit 1\n"
+    )
+    with pytest.raises(ReloadError, match="needs root") as error:
+        await each.run()
+    assert error.value.code == 3
 
 
 @lab
