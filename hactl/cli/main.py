@@ -6,7 +6,9 @@ import getpass
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,7 +26,34 @@ _file = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """Says so where what it prints cannot be written; an answer that nobody got is none."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or its rest is tried again at the end
+            with suppress(OSError):
+                click.echo(f"hactl: {safe(_why(error, 'standard output'))}", err=True)
+            sys.exit(ask_.UNASKABLE)
+
+
+def _why(error: OSError, where: str = "") -> str:
+    """Say what failed, and where: at *where* if it does not say."""
+    where = str(error.filename or where)
+    said = error.strerror or str(error)
+    return f"{where}: {said}" if where else said
+
+
+def _some_span(context: click.Context, option: click.Parameter, span: str | None) -> str:
+    """Refuse an empty span, which an unset variable of a script becomes: it would have no end."""
+    if span is not None and not span.strip():
+        raise click.BadParameter("expected a span such as 30m, got nothing")
+    return span or ""
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(hactl.__version__, message="hactl %(version)s")
 def main() -> None:
     """Ask and tell hactld, which steers relayd's tables.
@@ -134,7 +163,9 @@ def _overrider(kind: str, about: str) -> None:
 
     @main.command(kind, help=about)
     @click.argument("name")
-    @click.option("--for", "span", metavar="SPAN", default="", help="End by itself, as 30m or 2h.")
+    @click.option(
+        "--for", "span", metavar="SPAN", callback=_some_span, help="End by itself, as 30m or 2h."
+    )
     @click.option("--reason", default="", help="Why; shown in status.")
     @click.option("--yes", is_flag=True, help="Do it even if that leaves a service empty.")
     @_socket
@@ -156,7 +187,15 @@ _overrider("pin", "Keep NAME in whatever checks say; in an exclusive service: be
 
 @main.command()
 @click.argument("service", default="all")
-@click.option("--for", "span", metavar="SPAN", default="1h", show_default=True, help="Thaw then.")
+@click.option(
+    "--for",
+    "span",
+    metavar="SPAN",
+    default="1h",
+    show_default=True,
+    callback=_some_span,
+    help="Thaw then.",
+)
 @click.option("--reason", default="", help="Why; shown in status.")
 @click.option("--hands-off", is_flag=True, help="Send relayd nothing at all; no rule holds then.")
 @_socket
@@ -373,7 +412,7 @@ def hook_remove(services: tuple[str, ...], yes: bool, directory: str, file: str)
 
 def _failed(error: Exception) -> None:
     """Say what failed, and end with exit code 1."""
-    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    text = _why(error) if isinstance(error, OSError) else str(error)
     for line in text.splitlines():
         click.echo(f"hactl: {safe(line)}", err=True)
     sys.exit(NO)

@@ -188,4 +188,5 @@ def nagios_line(reply: Reply) -> tuple[str, int]:
     figures = " ".join(
         f"{look['probe'][1]}={look['ended'] - look['started']:.4f}s" for look in reply.data
     )
-    return f"{word}: {texts} | {figures}", code
+    # what stands behind a bar is figures to monitoring
+    return f"{word}: {texts.replace('|', '/')} | {figures}", code

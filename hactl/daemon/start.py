@@ -138,15 +138,20 @@ def _claim(config: Config, owner: Account | None) -> BinaryIO:
     privilege.directory(config.run_dir, 0o755, owner)
     privilege.directory(config.state_dir, 0o750, owner)
     config.control.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW  # a disk that cannot be written will do
-    lock = os.fdopen(os.open(config.state_dir / "lock", flags, 0o640), "rb")
+    path = config.state_dir / "lock"
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a disk that cannot be written will do
+    try:
+        lock = os.fdopen(os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o640), "rb")
+    except FileExistsError:  # not given away: *owner*, whose directory it is, may have linked it
+        lock = os.fdopen(os.open(path, flags), "rb")
+    else:
+        if owner is not None:
+            os.fchown(lock.fileno(), owner.uid, owner.gid)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         raise BlockingIOError(f"another hactld runs with {config.state_dir}") from None
-    if owner is not None and os.fstat(lock.fileno()).st_uid != owner.uid:
-        os.fchown(lock.fileno(), owner.uid, owner.gid)
     return lock
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -274,6 +275,30 @@ def test_nagios_takes_the_gravest(verdicts: list[str], code: int) -> None:
     line, found = nagios_line(Reply(0, "", looks))
     assert found == code
     assert line.endswith("c0=0.5000s" if len(verdicts) == 1 else "c1=0.5000s")
+
+
+def test_no_word_of_a_server_becomes_a_figure() -> None:
+    looks = [{"probe": ["mx0", "smtp", ""], "started": 0.0, "ended": 0.1,
+              "result": {"verdict": "fail", "reason": "421 busy | smtp=0.0001s"}}]  # fmt: skip
+    line, _ = nagios_line(Reply(0, "", looks))
+    assert line.split(" | ")[1:] == ["smtp=0.1000s"]
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [(">/dev/full", 3, b"hactl: standard output: No space left on device\n"), (">&-", 0, b"")],
+)
+def test_an_output_that_cannot_be_written_is_told(output: str, code: int, said: bytes) -> None:
+    command = ["sh", "-c", f'exec "$0" -c "$1" config schema {output}', sys.executable, HACTL]
+    ended = subprocess.run(command, capture_output=True, check=False, timeout=30)
+    assert (ended.returncode, ended.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("words", [("freeze", "--for", ""), ("drain", "mx0", "--for", " ")])
+def test_an_empty_span_is_not_taken_for_one_without_an_end(words: tuple[str, ...]) -> None:
+    ran = asyncio.run(hactl(*words))
+    assert ran.code == 2
+    assert "expected a span such as 30m, got nothing" in ran.err
 
 
 def test_nagios_is_unknown_when_hactld_says_no() -> None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hactl.lab.nodes import Mood
@@ -471,6 +472,31 @@ def test_a_disable_by_hand_right_after_a_reload_is_not_taken_for_ours(tmp_path: 
             return await marks(farm) == ["foreign", ""]
 
         await farm.until(foreign)
+
+    play(tmp_path, scene)
+
+
+def test_it_leaves_a_terminal_though_nothing_of_it_is_open(tmp_path: Path) -> None:
+    async def scene(farm: Farm) -> None:
+        await farm.stop()
+        file = str(farm.directory / "hactl.yaml")
+        command = [sys.executable, "-m", "hactl.daemon.main", "-f", file]
+        for closed in ("<&- >&- 2>&-", "<&- >&-"):
+            start = await asyncio.create_subprocess_exec(
+                "sh", "-c", f'exec "$@" {closed}', "sh", *command
+            )
+            assert await start.wait() == 0
+            every = psutil.process_iter(["cmdline"])
+            daemon = next(p for p in every if file in (p.info["cmdline"] or ()))
+            try:
+                assert (await farm.ask("maint", "mx0"))["code"] == 0
+                await farm.until(lambda: farm.disabled() == {"1"})
+                again = await asyncio.create_subprocess_exec(*command, "-d", stderr=subprocess.PIPE)
+                _, said = await again.communicate()
+                assert b"another hactld runs" in said
+            finally:
+                daemon.terminate()
+                daemon.wait(10)
 
     play(tmp_path, scene)
 

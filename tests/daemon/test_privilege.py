@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hactl.daemon import privilege
+from hactl import config as config_
+from hactl.daemon import privilege, start
 from hactl.daemon.privilege import Account
 
 US = Account("us", os.geteuid(), os.getegid(), ())
@@ -206,3 +207,19 @@ def test_a_promise_that_is_not_taken_is_an_error(call: str) -> None:
 def test_without_either_nothing_is_promised() -> None:
     assert not privilege.unveil([Path("/tmp")], object())
     assert not privilege.pledge("stdio", object())
+
+
+@rooted
+def test_a_lock_that_its_owner_linked_there_is_not_given_away(tmp_path: Path) -> None:
+    account = privilege.account("nobody")
+    assert account is not None
+    secret, state = tmp_path / "secret", tmp_path / "state"
+    secret.touch(0o600)
+    text = f"mode: observe\nstate_dir: {state}\nrun_dir: {tmp_path}/run\n"
+    config = config_.parse(text, "hactl.yaml")
+    with start._claim(config, account) as lock:
+        assert os.fstat(lock.fileno()).st_uid == account.uid  # made just now
+    (state / "lock").unlink()
+    (state / "lock").hardlink_to(secret)
+    with start._claim(config, account):
+        assert secret.stat().st_uid == 0
