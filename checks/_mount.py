@@ -27,8 +27,8 @@ def main(path: str, file: str, canary: str) -> None:
 
 
 def bird(directory: str) -> None:
-    """Write a file, read it, and remove it; one that was left behind is used again."""
-    name = os.path.join(directory, f".hactl-{socket.gethostname()}-{os.getppid()}")  # noqa: PTH118
+    """Write a file, read it, and remove it; one that an earlier hactld left is used again."""
+    name = os.path.join(directory, f".hactl-{socket.gethostname()}-{os.geteuid()}")  # noqa: PTH118
     song = os.urandom(SIZE)
     step("write")
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

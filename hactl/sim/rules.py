@@ -118,16 +118,19 @@ class Watch(Watcher):
         if standing.override is not None and standing.override.kind == "maint":
             self._say(world, 4, member, f"{member} in maintenance was enabled")
         newest = [world.verdicts.get(p, [])[-3:] for p in standing.probes]
-        others = any(  # if not, relayd itself has seen the need
-            s.status is HostStatus.UP
+        rest = [
+            s.status
             for m, s in engine.standings.items()
             if m.service == member.service and m != member
-        )
+        ]
+        # relayd itself has seen the need if it shows nobody up, or fewer than preferring needs
+        preferred = standing.owned is not None and standing.owned.cause == "prefer"
+        seen = HostStatus.UP not in rest or (preferred and HostStatus.DOWN in rest)
         if (
             decision.cause == ""
             and standing.owned is not None
             and standing.owned.cause in BY_CHECKS
-            and others
+            and not seen
             and newest
             and all(n and set(n) == {Verdict.UNKNOWN} for n in newest)
             and (world.reborn is None or world.now > world.reborn + 60)
