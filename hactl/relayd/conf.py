@@ -71,7 +71,8 @@ class ConfHost(Struct, frozen=True):
 class ConfTable(Struct, frozen=True):
     """One use of a table: *shown* is what relayctl calls it (`mx0:25`); times in seconds.
 
-    *check* is icmp, tcp, tls, http, https, send, binary, script or None.
+    *check* is icmp, tcp, tls, http, https, send, binary, script or None; *line* is what the line
+    says before and after check and timeout, `route to <mx0> port 25` and `interface em1`.
     """
 
     id: int
@@ -87,6 +88,7 @@ class ConfTable(Struct, frozen=True):
     demote: str | None
     disabled: bool
     hosts: tuple[ConfHost, ...]
+    line: tuple[str, str] = ("", "")
 
 
 class ConfService(Struct, frozen=True):
@@ -189,6 +191,12 @@ class _Token(NamedTuple):
         if self.type is _Type.LINE or self.type is _Type.END:
             return "the end of the " + self.type.name.lower().replace("end", "file")
         return f'"{self.text}"'
+
+    def written(self) -> str:
+        """Return the token as it may stand in relayd.conf."""
+        if self.type is not _Type.QUOTED:
+            return self.text
+        return '"' + self.text.replace('"', '\\"') + '"'
 
 
 class _Char(NamedTuple):
@@ -385,6 +393,7 @@ class _Parser:
         self._load = load
         self._directory = Path(name).parent
         self._ahead: _Token | None = None
+        self._line: list[str] = []  # what was taken of the option at hand
         self._interval = INTERVAL
         self._timeout = TIMEOUT
         self._socket: str | None = None
@@ -546,6 +555,7 @@ class _Parser:
     def _option(self, draft: _Draft) -> None:
         if self._peek().type is not _Type.WORD:
             self._wrong("an option")
+        self._line.clear()
         match word := self._take().text:
             case "listen":
                 self._listen(draft)
@@ -613,24 +623,30 @@ class _Parser:
         """Read `<NAME>` and its options, in any order; skip those that are unknown."""
         place = self._peek().place
         name = self._table_name()
+        self._line[-3:] = ["".join(self._line[-3:])]
         definition = self._definitions.get(name)
         if definition is None:
             self._fail(place, f'table "{name}" is not defined')
         port = draft.port
         timeout = interval = 0.0
         mode, key, demote, check, argument = "roundrobin", None, None, None, Argument()
+        at = len(self._line)
         while not self._ends() and not self._is(*_SERVICE_WORDS):
-            option = self._take()
+            start, option = len(self._line), self._take()
             if option.type is _Type.BAD:
                 raise _BrokenError
             match option.text if option.type is _Type.WORD else None:
                 case "port":
                     port = self._single_port()
+                    at = len(self._line)
                 case "check":
                     check, argument = self._check()
+                    at = start
+                    del self._line[at:]
                 case "timeout":
                     timeout = self._number("milliseconds") / 1000
                     self._timeouts[option.place] = timeout
+                    del self._line[start:]
                 case "interval":
                     interval = float(self._number("seconds"))
                     if interval < self._interval or interval % self._interval:
@@ -649,9 +665,10 @@ class _Parser:
             0, name, f"{name}:{port}", port, check, argument, timeout or definition.timeout,
             interval, mode, key, demote, definition.disabled, (),
         )  # fmt: skip
+        line = " ".join(self._line[:at]), " ".join(self._line[at:])
         # relayd compares before it fills in the timeout: only who spells it out shares a table
         if timeout and table in self._uses:
-            return self._uses[table]
+            return replace(self._uses[table], line=line)
         hosts = tuple(
             replace(host, id=self._hosts + n) for n, host in enumerate(definition.hosts, 1)
         )
@@ -659,7 +676,7 @@ class _Parser:
         self._tables += 1
         used = replace(table, id=self._tables, hosts=hosts)
         self._uses.setdefault(table, used)
-        return used
+        return replace(used, line=line)
 
     def _mode(self) -> tuple[str, str | None]:
         mode = self._text("a mode")
@@ -779,6 +796,7 @@ class _Parser:
     def _take(self) -> _Token:
         token = self._peek()
         self._ahead = None
+        self._line.append(token.written())
         return token
 
     def _skip(self) -> None:

@@ -255,15 +255,9 @@ def stanza(service: ConfService, link: Path, interval: float) -> list[str]:
     timeout = max(1, int(min(1000, interval * 500)))
     lines = []
     for table in service.tables:
-        words = [f'forward to <{table.name}> port {table.port} check script "{link}"']
-        words.append(f"timeout {timeout}")
-        if table.interval != interval:
-            words.append(f"interval {table.interval:g}")
-        if table.demote is not None:
-            words.append(f"demote {table.demote}")
-        if table.mode != "roundrobin":
-            words.append(f"mode {table.mode}" + (f" {table.key}" if table.key else ""))
-        lines.append("\t" + " ".join(words))
+        before, after = table.line
+        check = f'check script "{link}" timeout {timeout}'
+        lines.append(f"\t{before} {check} {after}".rstrip())
         if any(host.retry for host in table.hosts):
             lines.append(f"\t# <{table.name}> has hosts with retry: each delays the hook's word")
     return [f"{service.kind} {service.name} {{", "\t# all else as it is", *lines, "}"]

@@ -129,10 +129,12 @@ def test_every_word_of_relayd_is_read_or_passed_over() -> None:
     banner = Argument(send="EHLO x\\r\\n", expect="220 *", tls=True)
     assert mx_in.tables == (
         ConfTable(1, "mx", "mx:25", 25, "send", banner, 0.4, 5.0, "source-hash", "key", "carp",
-                  False, (ConfHost(1, "10.0.0.4", 2), ConfHost(2, "10.0.0.5"))),
+                  False, (ConfHost(1, "10.0.0.4", 2), ConfHost(2, "10.0.0.5")),
+                  ('forward to <mx> port smtp mode source-hash "key"', "demote carp")),
         ConfTable(2, "spare", "spare:25", 25, "icmp", Argument(), 0.3, 10.0, "source-hash", None,
                   None, True, (ConfHost(3, "10.0.1.4"), ConfHost(4, "mail.example.org", parent=1),
-                               ConfHost(5, "2001:db8::4", 1))),
+                               ConfHost(5, "2001:db8::4", 1)),
+                  ("route to <spare> port 25 interval 10 mode source-hash", "interface em0")),
     )  # fmt: skip
     script, web = imaps.tables
     assert script.hosts == (ConfHost(6, "host name"), ConfHost(7, "em1"))

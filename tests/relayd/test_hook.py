@@ -243,9 +243,9 @@ def test_what_install_prints_relayd_takes(files: Path) -> None:
         "",
         "redirect mx0-smtp {",
         "\t# all else as it is",
-        f"\tforward to <mx0> port 25 {script} demote carp mode least-states",
+        f"\tforward to <mx0> port 25 {script} mode least-states demote carp",
         "\t# <mx0> has hosts with retry: each delays the hook's word",
-        f"\tforward to <backup> port 25 {script} interval 4 mode least-states",
+        f"\tforward to <backup> port 25 {script} mode least-states interval 4",
         "}",
         "",
         "# Then relayd -n; have relayd load it by hactl relayd-reload --force or, if it runs scripts",
@@ -265,6 +265,44 @@ def test_what_install_prints_relayd_takes(files: Path) -> None:
         kept = ("name", "port", "interval", "mode", "demote", "hosts")
         assert [getattr(before, k) for k in kept] == [getattr(after, k) for k in kept]
         assert after.timeout == 1.0
+
+
+@pytest.mark.parametrize(
+    ("line", "want"),
+    [
+        ("route to <c> port 25 check tcp interface em1", "route to <c> port 25 ASK interface em1"),
+        (
+            "transparent forward with tls to <c> timeout 300 port smtp check ssl mode hash inet6 ::1",
+            "transparent forward with tls to <c> port smtp ASK mode hash inet6 ::1",
+        ),
+        ('forward to <c> check send "a" expect "b" tls port $port', "forward to <c> port 25 ASK"),
+        ("forward to <c> check icmp demote 'a \"b\"'", 'forward to <c> ASK demote "a \\"b\\""'),
+        ('forward to <"c d"> port 25', 'forward to <"c d"> port 25 ASK'),
+        ("forward to <c> inet6 ::1", "forward to <c> ASK inet6 ::1"),
+    ],
+)
+def test_all_but_check_and_timeout_of_a_line_is_as_it_was(line: str, want: str) -> None:
+    head = (
+        'interval 2\nport="25"\ntable <c> { 10.0.0.4 }\ntable <"c d"> { 10.0.0.5 }\n'
+        "relay mx {\n\tlisten on 192.0.2.25 port 25\n\t"
+    )
+    want = want.replace("ASK", 'check script "/libexec/mx" timeout 1000')
+    for text in (line, want):
+        mx = conf.parse(f"{head}{text}\n}}\n", "relayd.conf").services[0]
+        written = hook.stanza(mx, Path("/libexec/mx"), 2.0)
+        assert written == ["relay mx {", "\t# all else as it is", f"\t{want}", "}"]
+
+
+def test_uses_that_share_a_table_keep_their_own_lines() -> None:
+    mx = conf.parse(
+        "table <c> { 10.0.0.4 }\n"
+        "relay mx {\n\tlisten on 192.0.2.25 port 25\n"
+        "\tforward to <c> check tcp timeout 300\n"
+        "\tforward with tls to <c> check tcp timeout 300\n}\n",
+        "relayd.conf",
+    ).services[0]
+    assert [table.id for table in mx.tables] == [1, 1]
+    assert [table.line[0] for table in mx.tables] == ["forward to <c>", "forward with tls to <c>"]
 
 
 def test_install_says_what_the_service_needs_where_relayd_conf_cannot_tell(files: Path) -> None:
