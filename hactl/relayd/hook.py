@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
@@ -219,7 +220,11 @@ def install(service: str, directory: Path) -> None:
     if mode & 0o001 == 0:
         raise HookError(f"{directory}: relayd's user may not enter it, and would find no script")
     script, ours = directory / PROGRAM, program().read_bytes()
-    if not script.exists() or script.read_bytes() != ours:
+    if (
+        not script.exists()
+        or stat.S_IMODE(script.stat().st_mode) != 0o755
+        or script.read_bytes() != ours
+    ):
         fresh = directory / f".{PROGRAM}.new"
         fresh.write_bytes(ours)
         fresh.chmod(0o755)

@@ -196,6 +196,14 @@ def test_installed_is_the_script_with_a_link_that_survives_a_move(link: Path) ->
     assert sorted(path.name for path in link.parent.iterdir()) == [PROGRAM, "imap", "mx0-smtp"]
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o777])
+def test_a_script_of_another_mode_is_replaced(link: Path, mode: int) -> None:
+    script = link.with_name(PROGRAM)
+    script.chmod(mode)
+    hook.install("mx0-smtp", link.parent)
+    assert stat.S_IMODE(script.stat().st_mode) == 0o755
+
+
 RELAYD = """
 interval 2
 table <mx0> { 10.0.0.4 retry 1 }
