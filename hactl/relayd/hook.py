@@ -247,8 +247,16 @@ def users(conf: RelaydConf, link: Path) -> list[str]:
     return [
         service.name
         for service in conf.services
-        if any(t.check == "script" and t.argument.path == str(link) for t in service.tables)
+        if any(
+            t.check == "script" and _place(Path(t.argument.path)) == _place(link)
+            for t in service.tables
+        )
     ]
+
+
+def _place(link: Path) -> Path:
+    """Return *link* in the directory that its way leads to."""
+    return Path(os.path.realpath(link.parent), link.name)
 
 
 def stanza(service: ConfService, link: Path, interval: float) -> list[str]:

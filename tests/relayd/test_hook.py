@@ -237,7 +237,7 @@ def asks(directory: Path, check: str) -> None:
 
 def hactl(directory: Path, *words: str) -> tuple[int, str, str]:
     options = ("--dir", str(directory / "libexec"), "-f", str(directory / "hactl.yaml"))
-    ran = CliRunner().invoke(main, ["hook", *words, *options])
+    ran = CliRunner().invoke(main, ["hook", words[0], *options, *words[1:]])
     return ran.exit_code, ran.stdout, ran.stderr
 
 
@@ -375,6 +375,19 @@ def test_a_link_that_relayd_conf_names_is_not_removed(files: Path) -> None:
     assert hactl(files, "remove", "mx0-smtp")[2] == (
         f"hactl: {link}: there is no such link; nothing was removed\n"
     )
+
+
+@pytest.mark.parametrize("there", ["other", "libexec/../libexec"])
+def test_a_link_that_relayd_conf_names_by_another_way_is_not_removed(
+    files: Path, there: str
+) -> None:
+    hactl(files, "install", "mx0-smtp")
+    (files / "other").symlink_to("libexec")
+    asks(files, f'script "{files}/{there}/mx0-smtp"')
+    assert "still names it, for mx0-smtp;" in hactl(files, "remove", "mx0-smtp")[2]
+    asks(files, f'script "{files}/libexec/mx0-smtp"')
+    assert "still names it" in hactl(files, "remove", "--dir", f"{files}/{there}", "mx0-smtp")[2]
+    assert hook.linked(files / "libexec" / "mx0-smtp")
 
 
 def test_a_link_is_removed_all_the_same_if_so_said(files: Path) -> None:
