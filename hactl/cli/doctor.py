@@ -113,7 +113,7 @@ async def gather(path: Path, control: str | None) -> Facts:
         agents=await _agents(config, conf),
         pinned=tuple(_pinned(config)),
         descriptors=None if isinstance(status, Unread) else status.counts.get("cap"),
-        others=await asyncio.to_thread(_others),
+        others=await asyncio.to_thread(_others, config.user),
     )
     return facts if config.node is not None else await _relayd(facts, programs)
 
@@ -450,26 +450,64 @@ def _pinned(config: Config) -> Iterator[Pinned]:
             yield Pinned(str(path), why=str(error))
 
 
-def _others() -> tuple[Other, ...] | Unread:
-    """Find the hactlds that run, each once: a child or helper of one is no other."""
+def _others(user: str) -> tuple[Other, ...] | Unread:
+    """Find the hactlds that run, each once: a child or helper of one is no other.
+
+    Anybody can call a process hactld: only those of root, of *user* and our own are believed.
+    """
     import psutil
 
+    trusted = {0, os.getuid()}
+    with suppress(KeyError):
+        trusted.add(pwd.getpwnam(user).pw_uid)
     found = {}
     try:
-        for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
-            words = process.info["cmdline"] or []
-            if any(w == "hactl.daemon.main" or Path(w).name == "hactld" for w in words[:4]):
-                found[process.info["pid"]] = process.info["ppid"], words
+        for process in psutil.process_iter(["pid", "ppid", "uids", "cmdline"]):
+            words, uids = process.info["cmdline"] or [], process.info["uids"]
+            if _is_hactld(words) and uids is not None and uids.real in trusted:
+                file = _option(words, "-f", "/etc/hactl.yaml")
+                found[process.info["pid"]] = process.info["ppid"], file
     except (psutil.Error, OSError) as error:
         return Unread(str(error))
-    return tuple(Other(pid, file, _steered(file)) for pid, file in _elders(found))
+    others = [(pid, _whole(pid, file)) for pid, file in _elders(found)]
+    return tuple(Other(pid, file, _steered(file)) for pid, file in others)
 
 
-def _elders(found: Mapping[int, tuple[int, Sequence[str]]]) -> Iterator[tuple[int, str]]:
-    """Yield pid and file of each that was not started by another of them."""
-    for pid, (parent, words) in sorted(found.items()):
+def _is_hactld(words: Sequence[str]) -> bool:
+    """Tell whether a command line runs hactld: by its name, or by Python as a script or module."""
+    each = iter(words)
+    program = Path(next(each, "")).name
+    if not program.startswith("python"):
+        return program == "hactld"
+    for word in each:
+        if word == "-m":
+            return next(each, "") == "hactl.daemon.main"
+        if word in ("-W", "-X"):
+            next(each, "")
+        elif not word.startswith("-"):
+            return Path(word).name == "hactld"
+    return False
+
+
+def _elders(found: Mapping[int, tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Yield pid and file of each that was not started by another of them.
+
+    A helper is in / by now; the file that it was given is told in full to what it starts.
+    """
+    told = dict(found.values())
+    for pid, (parent, file) in sorted(found.items()):
         if parent not in found:
-            yield pid, _option(words, "-f", "/etc/hactl.yaml")
+            yield pid, told.get(pid, file)
+
+
+def _whole(pid: int, file: str) -> str:
+    """Return where *file* is for a process; as it was if we may not know."""
+    import psutil
+
+    if not file.startswith("/"):
+        with suppress(psutil.Error, OSError):
+            return os.path.normpath(Path(psutil.Process(pid).cwd() or "", file))
+    return file
 
 
 def _option(words: Sequence[str], option: str, default: str) -> str:
@@ -481,8 +519,15 @@ def _option(words: Sequence[str], option: str, default: str) -> str:
 
 
 def _steered(file: str) -> tuple[str, str] | None:
-    with suppress(ConfigError):
-        config = config_.load(Path(file))
+    """Return what a hactld with *file* steers; whatever is no regular file is left alone."""
+    if not file.startswith("/"):
+        return None
+    with suppress(OSError, ValueError, ConfigError):
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                return None
+            text = opened.read(config_.FILE_LIMIT).decode()
+        config = config_.parse(text, file)
         return steers(config) if config.node is None else None
     return None
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import ssl
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,9 @@ from hactl.cli.doctor import (
     _disk,
     _elders,
     _files,
+    _is_hactld,
     _option,
+    _others,
     _pinned,
     _steered,
     gather,
@@ -808,8 +813,75 @@ def test_whatever_programs_print_is_judged(
 
 def test_a_hactld_and_its_helper_are_one() -> None:
     child = ["python3", "-P", "-m", "hactl.daemon.main", "-f", "/a", "--helped", "3"]
-    found = {10: (1, ["hactld", "-f", "/a"]), 11: (10, child), 20: (1, ["hactld"])}
-    assert list(_elders(found)) == [(10, "/a"), (20, "/etc/hactl.yaml")]
+    assert _is_hactld(child)
+    found = {10: (1, "t/a"), 11: (10, "/root/t/a"), 20: (1, "/etc/hactl.yaml")}
+    assert list(_elders(found)) == [(10, "/root/t/a"), (20, "/etc/hactl.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("line", "is_one"),
+    [
+        ("hactld -d", True),
+        ("/usr/local/sbin/hactld", True),
+        ("/usr/local/lib/hactl/bin/python3 -I /usr/local/sbin/hactld -f /a", True),
+        ("python3.11 -I -S -X dev -m hactl.daemon.main -d", True),
+        ("python3 -m pytest hactld", False),
+        ("python3 -c pass hactld", False),
+        ("python3", False),
+        ("man hactld -f /a", False),
+        ("vi /etc/rc.d/hactld", False),
+        ("/bin/ksh /etc/rc.d/hactld start", False),
+        ("", False),
+    ],
+)
+def test_a_process_that_only_speaks_of_hactld_is_none(line: str, is_one: bool) -> None:
+    assert _is_hactld(line.split()) == is_one
+
+
+@contextmanager
+def called_hactld(file: str, cwd: Path, user: int | None = None) -> Iterator[int]:
+    """Run a program with hactld's name and yield its pid."""
+    words = ["hactld", "-c", "echo; read word", "-f", file]
+    with subprocess.Popen(
+        words, executable="/bin/sh", cwd=cwd, user=user, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
+
+
+def seen(user: str) -> dict[int, Other]:
+    others = _others(user)
+    assert not isinstance(others, Unread)
+    return {other.pid: other for other in others}
+
+
+def test_the_file_of_a_hactld_is_where_that_runs(tmp_path: Path) -> None:
+    (tmp_path / "hactl.yaml").write_text("mode: observe\n")
+    with called_hactld("hactl.yaml", tmp_path) as pid:
+        assert seen("root")[pid] == Other(pid, str(tmp_path / "hactl.yaml"), STEERS)
+
+
+def test_a_hactld_of_a_stranger_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = os.getuid() or 65534
+    with called_hactld("/none", tmp_path, uid if os.getuid() == 0 else None) as pid:
+        monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+        assert pid not in seen("root")
+        assert pid in seen(pwd.getpwuid(uid).pw_name)
+
+
+def test_what_is_no_file_is_not_opened_for_another_hactld(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert _steered(str(pipe)) is None
+    assert _steered(str(tmp_path)) is None
+    assert _steered("hactl.yaml") is None
+    (tmp_path / "hactl.yaml").write_bytes(b"mode: observe # \xff\n")
+    assert _steered(str(tmp_path / "hactl.yaml")) is None
 
 
 # Agents
