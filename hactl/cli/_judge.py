@@ -131,13 +131,15 @@ class File(Struct, frozen=True):
 class Script(Struct, frozen=True):
     """A program that relayd.conf names as a check.
 
-    *why* relayd cannot run it; *ours*: it is a link to hactl-verdict; *open*: others may change it.
+    *why* it cannot be looked at; *ours*: it is a link to hactl-verdict; *open*: by what others may
+    change it; *closed*: the file or directory that relayd's user may not run or enter.
     """
 
     path: str
     why: str = ""
     ours: bool = False
-    open: bool = False
+    open: str = ""
+    closed: str = ""
 
 
 class Disk(Struct, frozen=True):
@@ -510,11 +512,13 @@ def _scripts(f: Facts) -> Iterator[Row]:
         if script.why:
             found = f"{script.path}: {script.why}: relayd takes all of its hosts for down"
             yield error("hook", found, "hactl hook install SERVICE, or mend relayd.conf")
+        if script.closed:
+            found = f"{script.path}: {script.closed} is closed to relayd's user:"
+            found += " relayd takes all of its hosts for down"
+            yield error("hook", found, f"chmod o+x {script.closed}")
         if script.open:
-            found = (
-                f"{script.path} or its directory can be changed by everybody, and relayd runs it"
-            )
-            yield error("hook", found, f"chmod go-w {script.path} and its directory")
+            found = f"{script.path} can be changed by others, and relayd runs it: {script.open}"
+            yield error("hook", found, "chown root and chmod go-w, the script and its directory")
         modes = [f.config.services[s.name].mode for s in _asking(f, script.path)
                  if s.name in f.config.services]  # fmt: skip
         if script.ours and "hook" not in modes and not f.config_problems:

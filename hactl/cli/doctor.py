@@ -67,6 +67,7 @@ from hactl.relayd.relayctl import Relayctl, RelayctlError
 from hactl.show import paint, safe
 
 SOCKET = "/var/run/relayd.sock"  # relayd's, unless a file says otherwise
+RELAYD = "_relayd"  # whom relayd runs scripts as
 PATIENCE = 5.0  # seconds for hactld, and for a name
 AGAIN = 10.0  # seconds at most until pf is looked at once more
 LOOKS = 100  # certificates
@@ -270,14 +271,19 @@ def _files(
     for name, role in roles.items():
         with suppress(OSError):
             found = Path(name).stat()
-            owner, group = str(found.st_uid), str(found.st_gid)
-            with suppress(KeyError):
-                owner = pwd.getpwuid(found.st_uid).pw_name
+            owner, group = _owner(found.st_uid), str(found.st_gid)
             with suppress(KeyError):
                 group = grp.getgrgid(found.st_gid).gr_name
             file = File(name, role, stat.S_IMODE(found.st_mode), group, found.st_mtime, owner)
             if role is not Role.OURS or stat.S_ISREG(found.st_mode):
                 yield replace(file, readable=account is None or _reads(Path(name), account))
+
+
+def _owner(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _named(config: Config) -> Iterator[tuple[str, Role]]:
@@ -323,14 +329,35 @@ def _scripts(conf: RelaydConf | Unread) -> Iterator[Script]:
     services = conf.services if isinstance(conf, RelaydConf) else ()
     tables = [each for service in services for each in service.tables if each.check == "script"]
     for name in dict.fromkeys(each.argument.path for each in tables):
-        path, ours, why, mode = Path(name), False, "", 0
+        path = Path(name)
         try:
-            ours = linked(path)
-            mode = path.stat().st_mode | path.parent.stat().st_mode
-            why = "" if path.stat().st_mode & 0o111 else "not executable"
+            real = path.resolve(strict=True)
+            script = Script(name, "", linked(path), _open(path, real), _closed(path, real))
         except OSError as error:
-            why = error.strerror or str(error)
-        yield Script(name, why, ours, bool(mode & 0o002))
+            script = Script(name, error.strerror or str(error))
+        yield script
+
+
+def _open(path: Path, real: Path) -> str:
+    """Say why others than root can change a script; who is not root may have scripts of his own."""
+    for each in dict.fromkeys((real, path.parent, real.parent)):
+        found = each.stat()
+        if found.st_uid not in (0, os.geteuid()):
+            return f"{each} belongs to {_owner(found.st_uid)}"
+        if found.st_mode & 0o022:
+            return f"{each} has mode {stat.S_IMODE(found.st_mode):04o}"
+    return ""
+
+
+def _closed(path: Path, real: Path) -> str:
+    """Return what keeps relayd's user from a script, "" for nothing."""
+    who = Account(RELAYD, -1, -1, ())
+    with suppress(KeyError):
+        entry = pwd.getpwnam(RELAYD)
+        groups = os.getgrouplist(RELAYD, entry.pw_gid)
+        who = Account(RELAYD, entry.pw_uid, entry.pw_gid, tuple(groups))
+    steps = dict.fromkeys((*reversed(path.parents), *reversed(real.parents), real))
+    return next((str(each) for each in steps if not _may(each.stat(), who, 1)), "")
 
 
 def _disk(path: Path) -> Disk:

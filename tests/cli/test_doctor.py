@@ -7,6 +7,7 @@ import os
 import pwd
 import ssl
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,9 @@ from hactl.cli.doctor import (
     _is_hactld,
     _option,
     _others,
+    _owner,
     _pinned,
+    _scripts,
     _steered,
     gather,
     page,
@@ -409,11 +412,18 @@ MISTAKES: dict[str, Mistake] = {
           " hosts for down")],
     ),
     "a script that others may change": (
-        lambda: scripted(Script("/usr/local/bin/check", open=True)),
+        lambda: scripted(Script("/usr/local/bin/check", open="/usr/local/bin has mode 0775")),
         [(W, "script checks",
           "mx0:25: a reload while scripts run kills relayd, and each runs in turn"),
-         (E, "hook", "/usr/local/bin/check or its directory can be changed by everybody, and relayd"
-          " runs it")],
+         (E, "hook", "/usr/local/bin/check can be changed by others, and relayd runs it:"
+          " /usr/local/bin has mode 0775")],
+    ),
+    "a script that relayd's user may not run": (
+        lambda: scripted(Script("/root/bin/check", closed="/root")),
+        [(W, "script checks",
+          "mx0:25: a reload while scripts run kills relayd, and each runs in turn"),
+         (E, "hook", "/root/bin/check: /root is closed to relayd's user: relayd takes all of its"
+          " hosts for down")],
     ),
     "a hook that nobody speaks through": (
         lambda: scripted(Script("/usr/local/bin/check", ours=True)),
@@ -772,6 +782,45 @@ def test_files_are_looked_at_as_they_are(tmp_path: Path) -> None:
     assert not any(file.readable for file in files if file.role is Role.LOGIN)
     assert _disk(tmp_path).free > 0
     assert _disk(tmp_path / "none").why == "No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("script", "directory", "open_", "closed"),
+    [
+        (0o755, 0o755, "", ""),
+        (0o700, 0o755, "", "{d}/bin/check"),
+        (0o755, 0o750, "", "{d}/bin"),
+        (0o775, 0o755, "{d}/bin/check has mode 0775", ""),
+        (0o757, 0o755, "{d}/bin/check has mode 0757", ""),
+        (0o755, 0o2775, "{d}/bin has mode 2775", ""),
+    ],
+)
+def test_relayd_can_run_a_script_and_nobody_else_can_change_it(
+    script: int, directory: int, open_: str, closed: str
+) -> None:
+    with tempfile.TemporaryDirectory() as place:  # below directories that everybody may enter
+        Path(place).chmod(0o755)
+        path = Path(place) / "bin" / "check"
+        path.parent.mkdir()
+        path.write_text("#!/bin/sh\n")
+        path.chmod(script)
+        path.parent.chmod(directory)
+        text = PAIR.replace("<mx0> check tcp", f'<mx0> check script "{path}"')
+        (found,) = _scripts(conf_.parse(text, "relayd.conf"))
+        assert found == Script(str(path), open=open_.format(d=place), closed=closed.format(d=place))
+
+
+def test_a_script_belongs_to_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "check"
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    uid = os.getuid() or 65534
+    if os.getuid() == 0:
+        os.chown(path, uid, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    text = PAIR.replace("<mx0> check tcp", f'<mx0> check script "{path}"')
+    (found,) = _scripts(conf_.parse(text, "relayd.conf"))
+    assert found.open == f"{path} belongs to {_owner(uid)}"
 
 
 @pytest.mark.parametrize(
