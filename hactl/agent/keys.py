@@ -53,8 +53,15 @@ def has_own(directory: Path) -> bool:
 
 
 def trusted(directory: Path) -> dict[str, Path]:
-    """Return the certificates that are trusted, by name."""
-    return {path.stem: path for path in sorted((directory / "trusted").glob("*.pem"))}
+    """Return the certificates that are trusted, by name.  Raise KeysError."""
+    place = directory / "trusted"
+    try:
+        files = [path for path in sorted(place.iterdir()) if path.suffix == ".pem"]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise KeysError(f"{place}: {error.strerror or error}") from None
+    return {path.stem: path for path in files}
 
 
 def fingerprint(path: Path) -> bytes:
@@ -104,10 +111,10 @@ def keygen(directory: Path, name: str, group: int | None = None) -> bytes:
     if not is_name(name):
         raise KeysError(f"{name!r} is no name that a node could have; say --name")
     cert, key = own(directory)
-    for path in (key, cert):
-        if path.exists():
-            raise KeysError(f"{path}: is there already; whoever trusts it would be locked out")
     try:
+        for path in (key, cert):
+            if path.exists():
+                raise KeysError(f"{path}: is there already; whoever trusts it would be locked out")
         (directory / "trusted").mkdir(mode=0o755, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".new.") as work:
             config = Path(work) / "config"

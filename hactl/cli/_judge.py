@@ -40,6 +40,7 @@ RESERVE = 64  # descriptors that are not for looks
 LONGEST_NAME = 31  # of a redirect, as pf's tables are called
 SHOWN = 4  # items in a list for people
 SLOTS = 10.0  # a second
+DENIED = "Permission denied"
 TRUSTED = {"wheel", "root", "_hactl"}  # groups that may read a login
 
 
@@ -268,7 +269,7 @@ ASKED = {"hactld", "relayctl"}  # rows that are errors only if there was no answ
 
 _UNLOADED = (  # what is wrong with hactl.yaml, and what helps
     ("No such file", "hactl init makes one from relayd.conf"),
-    ("Permission denied", "run doctor as root"),
+    (DENIED, "run doctor as root"),
     ("", "hactld -n tells all of them"),
 )
 _UNASKED = (  # why hactld did not answer, and what helps
@@ -861,7 +862,9 @@ def _certificates(f: Facts) -> Iterator[Row]:
         elif left is not None:
             good.append(left)
     for pin in f.pinned:
-        if pin.left_days is None:
+        if DENIED in pin.why:
+            yield _unread("certificates", Unread(pin.why))
+        elif pin.left_days is None:
             yield error(
                 "certificates", pin.why, "hactl agent trust, with the other side's cert.pem"
             )

@@ -55,7 +55,7 @@ def trust(certificate: str, name: str | None, keys: str | None, file: str) -> Re
 
 def _config(path: Path, *, needed: bool) -> Config:
     """Return the configuration, or the defaults where there is none yet in the usual place."""
-    if needed and (path.exists() or path != Path(DEFAULT)):
+    if needed and (path != Path(DEFAULT) or path.exists()):
         return config_.load(path)
     with suppress(ConfigError):
         return config_.load(path)

@@ -295,19 +295,27 @@ def _named(config: Config) -> Iterator[tuple[str, Role]]:
                 yield value.path, Role.LOGIN
             elif field == "ca" and value is not None:
                 yield str(value), Role.AUTHORITY
-    certificates = _shown(config)
+    certificates: list[Path] = []
+    with suppress(KeysError):
+        certificates = _shown(config)
     if certificates:
         yield str(keys.own(config.agent.keys)[1]), Role.KEY
     yield from ((str(path), Role.CERTIFICATE) for path in certificates)
 
 
 def _shown(config: Config) -> list[Path]:
-    """Return the certificates that agents and those who ask them show each other."""
+    """Return the certificates that agents and those who ask them show each other.
+
+    Raise KeysError.
+    """
     asks = any(isinstance(check.option, FromAgent) for check in config.checks.values())
     if config.node is None and not asks:
         return []
     files = [keys.own(config.agent.keys)[0], *keys.trusted(config.agent.keys).values()]
-    return [path for path in files if path.exists()]
+    try:
+        return [path for path in files if path.exists()]
+    except OSError as error:
+        raise KeysError(f"{error.filename}: {error.strerror or error}") from None
 
 
 def _reads(path: Path, account: Account) -> bool:
@@ -470,7 +478,12 @@ async def _agents(config: Config, conf: RelaydConf | Unread) -> tuple[Asked, ...
 
 def _pinned(config: Config) -> Iterator[Pinned]:
     """Look at the certificates by which agents and balancers know each other."""
-    for path in _shown(config):
+    try:
+        certificates = _shown(config)
+    except KeysError as error:
+        yield Pinned(str(config.agent.keys), why=str(error))
+        return
+    for path in certificates:
         try:
             yield Pinned(str(path), (keys.ends(path) - time.time()) / DAY)
         except KeysError as error:

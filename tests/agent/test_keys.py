@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from hactl.agent import keys
 from hactl.agent.keys import KeysError
+
+
+@contextmanager
+def shut(directory: Path) -> Iterator[None]:
+    """Keep us out of a directory: as somebody else, if we are root."""
+    root = os.geteuid() == 0
+    directory.chmod(0)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        directory.chmod(0o755)
 
 
 def test_a_key_is_private_and_never_replaced(tmp_path: Path) -> None:
@@ -21,6 +39,16 @@ def test_a_key_is_private_and_never_replaced(tmp_path: Path) -> None:
         keys.keygen(tmp_path / "keys", "mx0")
     assert key.read_bytes() == before
     assert not list((tmp_path / "keys").glob(".new*"))
+
+
+def test_where_we_may_not_look_is_said(tmp_path: Path) -> None:
+    lb = tmp_path / "lb"
+    keys.keygen(lb, "lb0")
+    with shut(lb):
+        with pytest.raises(KeysError, match=r"lb/key\.pem: Permission denied"):
+            keys.keygen(lb, "lb0")
+        with pytest.raises(KeysError, match="lb/trusted: Permission denied"):
+            keys.trusted(lb)
 
 
 def test_a_certificate_is_trusted_as_whom_it_names(tmp_path: Path) -> None:

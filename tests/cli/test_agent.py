@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 from hactl.agent import keys
 from hactl.cli.main import main
+from tests.agent.test_keys import shut
 
 
 def hactl(*words: object) -> Result:
@@ -48,3 +49,9 @@ def test_what_goes_wrong_is_said_in_a_line(tmp_path: Path) -> None:
     assert (private.exit_code, "holds a private key" in private.output) == (1, True)
     missing = hactl("trust", tmp_path / "no.pem", "--keys", tmp_path / "lb")
     assert (missing.exit_code, "No such file or directory" in missing.output) == (1, True)
+
+
+def test_a_file_that_we_may_not_look_at_is_said(tmp_path: Path) -> None:
+    with shut(tmp_path):
+        refused = hactl("keygen", "-f", tmp_path / "hactl.yaml")
+    assert (refused.exit_code, "hactl.yaml: Permission denied" in refused.output) == (1, True)

@@ -69,6 +69,7 @@ from hactl.relayd import relayctl
 from hactl.relayd.conf import RelaydConf
 from hactl.relayd.relayctl import parse
 from tests.agent.test_fetch import free_port, paired
+from tests.agent.test_keys import shut
 from tests.checks.pki import DAY, NAME, Pki, certified
 from tests.cli.test_init import CONFS
 
@@ -1013,6 +1014,18 @@ def test_certificates_of_agents_are_looked_at_wherever_they_are_trusted(tmp_path
     files = _files(tmp_path / "hactl.yaml", made, Unread("none"), None)
     assert Role.KEY in {file.role for file in files}
     assert list(_pinned(PAIRED.config)) == []
+
+
+def test_keys_that_only_root_may_look_at_are_unread(tmp_path: Path) -> None:
+    paired(tmp_path, "mx0")
+    made = config.parse(BALANCER.format(directory=tmp_path, port=1), "hactl.yaml")
+    with shut(tmp_path / "lb"):
+        pinned = tuple(_pinned(made))
+        files = list(_files(tmp_path / "hactl.yaml", made, Unread("none"), None))
+    assert not {Role.KEY, Role.CERTIFICATE} & {file.role for file in files}
+    why = f"{tmp_path}/lb/trusted: Permission denied"
+    assert pinned == (Pinned(f"{tmp_path}/lb", why=why),)
+    assert bad(changed(pinned=pinned)()) == [(W, "certificates", f"could not be read: {why}")]
 
 
 def test_on_a_mail_server_relayd_is_not_looked_at(tmp_path: Path) -> None:
