@@ -115,7 +115,7 @@ def keygen(directory: Path, name: str, group: int | None = None) -> bytes:
         for path in (key, cert):
             if path.exists():
                 raise KeysError(f"{path}: is there already; whoever trusts it would be locked out")
-        (directory / "trusted").mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make(directory / "trusted")
         with tempfile.TemporaryDirectory(dir=directory, prefix=".new.") as work:
             config = Path(work) / "config"
             config.write_text(_CONFIG.format(name=name))
@@ -163,7 +163,7 @@ def trust(directory: Path, file: Path, name: str | None = None) -> tuple[str, by
         raise KeysError(f"{file}: is our own certificate; trust the other side's")
     place = directory / "trusted" / f"{name}.pem"
     try:
-        place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make(place.parent)
         new = place.with_suffix(".new")
         new.write_text(ssl.DER_cert_to_PEM_cert(der))
         new.chmod(0o644)
@@ -171,6 +171,13 @@ def trust(directory: Path, file: Path, name: str | None = None) -> tuple[str, by
     except OSError as error:
         raise KeysError(f"{error.filename or place}: {error.strerror or error}") from None
     return name, digest
+
+
+def _make(directory: Path) -> None:
+    """Make a directory and those above it, open to hactld's user whatever the umask is."""
+    for missing in [step for step in (directory, *directory.parents) if not step.exists()][::-1]:
+        missing.mkdir()
+        missing.chmod(0o755)
 
 
 def _name(file: Path) -> str:

@@ -41,6 +41,21 @@ def test_a_key_is_private_and_never_replaced(tmp_path: Path) -> None:
     assert not list((tmp_path / "keys").glob(".new*"))
 
 
+def test_hactld_may_enter_what_is_made_whatever_the_umask_is(tmp_path: Path) -> None:
+    node, lb = tmp_path / "node" / "agent", tmp_path / "lb" / "agent"
+    before = os.umask(0o077)
+    try:
+        keys.keygen(node, "mx0")
+        keys.trust(lb, keys.own(node)[0])
+    finally:
+        os.umask(before)
+    made = [step for place in (node, lb) for step in (place.parent, place, place / "trusted")]
+    assert {stat.S_IMODE(step.stat().st_mode) for step in made} == {0o755}
+    cert, key = keys.own(node)
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(cert.stat().st_mode) == 0o644
+
+
 def test_where_we_may_not_look_is_said(tmp_path: Path) -> None:
     lb = tmp_path / "lb"
     keys.keygen(lb, "lb0")
