@@ -269,7 +269,6 @@ ASKED = {"hactld", "relayctl"}  # rows that are errors only if there was no answ
 
 _UNLOADED = (  # what is wrong with hactl.yaml, and what helps
     ("No such file", "hactl init makes one from relayd.conf"),
-    (DENIED, "run doctor as root"),
     ("", "hactld -n tells all of them"),
 )
 _UNASKED = (  # why hactld did not answer, and what helps
@@ -287,7 +286,10 @@ def _helps(table: Sequence[tuple[str, str]], why: str) -> str:
 
 def _config(f: Facts) -> Iterator[Row]:
     for problem in f.config_problems[:10]:
-        yield error("hactl.yaml", problem, _helps(_UNLOADED, problem))
+        if DENIED in problem:
+            yield _unread("hactl.yaml", Unread(problem))
+        else:
+            yield error("hactl.yaml", problem, _helps(_UNLOADED, problem))
     if not f.config_problems:
         c = f.config
         acts = [name for name, service in c.services.items() if service.mode != "observe"]
@@ -302,7 +304,10 @@ def _conf(f: Facts) -> Iterator[Row]:
     if isinstance(f.conf, Unread):
         for problem in f.conf.why.splitlines()[:10]:
             hint = "until it can be read relays are left alone and relayd is never polled"
-            yield error("relayd.conf", problem, hint)
+            if DENIED in problem:  # to us: hactld has root read it
+                yield _unread("relayd.conf", Unread(problem))
+            else:
+                yield error("relayd.conf", problem, hint)
         return
     if isinstance(f.tested, Printed) and f.tested.code != 0:
         said = (f.tested.err or f.tested.out).strip().splitlines() or ["no reason given"]
@@ -510,7 +515,9 @@ def _mine(f: Facts) -> list[tuple[ConfService, ConfTable]]:
 def _scripts(f: Facts) -> Iterator[Row]:
     """Judge the programs that relayd runs as root's children."""
     for script in f.scripts:
-        if script.why:
+        if DENIED in script.why:
+            yield _unread("hook", Unread(script.why), f"{script.path} ")
+        elif script.why:
             found = f"{script.path}: {script.why}: relayd takes all of its hosts for down"
             yield error("hook", found, "hactl hook install SERVICE, or mend relayd.conf")
         if script.closed:
@@ -950,6 +957,7 @@ NODE_PARTS: Sequence[Callable[[Facts], Iterable[Row]]] = (
 
 
 _UNREADABLE = (  # why a fact could not be read, and what helps
+    (DENIED, "run doctor as root"),
     ("no answer in", "it hangs: run it by hand, and look at what the machine waits for"),
     ("line ", "hactl believes nothing that it does not understand; please report it"),
     ("", "run doctor as root"),

@@ -322,8 +322,22 @@ MISTAKES: dict[str, Mistake] = {
         [(E, "hactl.yaml", "hactl.yaml:7:30: checks.x.login: expected a secret's file")],
     ),
     "no relayd.conf": (
+        changed(conf=Unread("/etc/relayd.conf: No such file or directory")),
+        [(E, "relayd.conf", "/etc/relayd.conf: No such file or directory")],
+    ),
+    "relayd.conf is for root alone": (
         changed(conf=Unread("/etc/relayd.conf: Permission denied")),
-        [(E, "relayd.conf", "/etc/relayd.conf: Permission denied")],
+        [(W, "relayd.conf", "could not be read: /etc/relayd.conf: Permission denied")],
+    ),
+    "hactl.yaml is for root alone": (
+        changed(config_problems=("/etc/hactl.yaml: Permission denied",)),
+        [(W, "hactl.yaml", "could not be read: /etc/hactl.yaml: Permission denied")],
+    ),
+    "a script is for root alone": (
+        lambda: scripted(Script("/usr/local/bin/check", "Permission denied")),
+        [(W, "script checks",
+          "mx0:25: a reload while scripts run kills relayd, and each runs in turn"),
+         (W, "hook", "/usr/local/bin/check could not be read: Permission denied")],
     ),
     "relayd -n refuses": (
         changed(tested=Printed("", 1, "/etc/relayd.conf:9: syntax error\n")),
@@ -715,6 +729,7 @@ def test_exit_codes(name: str, code: int) -> None:
     [
         ("config_problems", "hactl.yaml: No such file or directory", "hactl init"),
         ("config_problems", "hactl.yaml: Permission denied", "run doctor as root"),
+        ("conf", "relayd.conf:3:1: cannot include line : Permission denied", "run doctor as root"),
         ("config_problems", "hactl.yaml:1:7: mode: expected", "hactld -n"),
         ("status", "/s: permission denied; members of its group may ask", "run doctor as root"),
         ("status", "hactld does not answer on /s in 5s", "rcctl restart hactld, if it hangs"),
@@ -724,7 +739,7 @@ def test_exit_codes(name: str, code: int) -> None:
 )
 def test_advice_is_for_what_is_wrong(what: str, why: str, advice: str) -> None:
     facts = changed(**{what: (why,) if what == "config_problems" else Unread(why)})()
-    (row,) = [row for row in judge(facts) if row.found == why]
+    (row,) = [row for row in judge(facts) if row.found.removeprefix("could not be read: ") == why]
     assert row.advice.startswith(advice)
 
 
