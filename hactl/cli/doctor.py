@@ -16,8 +16,11 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
+from typing import ParamSpec, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -66,17 +69,22 @@ from hactl.relayd.pf import SHOW_MAIN, show_rules, show_table, usable
 from hactl.relayd.relayctl import Relayctl, RelayctlError
 from hactl.show import paint, safe
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SOCKET = "/var/run/relayd.sock"  # relayd's, unless a file says otherwise
 RELAYD = "_relayd"  # whom relayd runs scripts as
 PATIENCE = 5.0  # seconds for hactld, and for a name
 AGAIN = 10.0  # seconds at most until pf is looked at once more
 LOOKS = 100  # certificates
+LOOKUPS = 64  # names at a time
 DAY = 86400.0  # seconds
 ELSEWHERE = Unread("not OpenBSD: not looked at", absent=True)
 
 
 async def gather(path: Path, control: str | None) -> Facts:
     """Read all facts; *path* is hactl.yaml, *control* hactld's socket if that does not say it."""
+    asyncio.get_running_loop().set_default_executor(Unawaited())
     problems: tuple[str, ...] = ()
     try:
         config = config_.load(path)
@@ -390,10 +398,33 @@ def _names(config: Config, conf: RelaydConf | Unread) -> set[str]:
     return {word for word in words if config_.is_address(word) and canonical(word) is None}
 
 
+class Unawaited(ThreadPoolExecutor):
+    """Begins each call at once in a thread of its own, and ends without those that hang."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def call() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except Exception as error:  # noqa: BLE001 - whoever waits for it is told
+                future.set_exception(error)
+
+        Thread(target=call, daemon=True).start()
+        return future
+
+
 async def _resolve(names: Iterable[str]) -> dict[str, Resolved]:
     loop = asyncio.get_running_loop()
+    turns = asyncio.Semaphore(LOOKUPS)
 
     async def look(name: str) -> Resolved:
+        async with turns:
+            return await timed(name)
+
+    async def timed(name: str) -> Resolved:
         began = loop.time()
         try:
             found = await asyncio.wait_for(loop.getaddrinfo(name, None), PATIENCE)

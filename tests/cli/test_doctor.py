@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -1054,6 +1056,39 @@ def test_on_a_mail_server_relayd_is_not_looked_at(tmp_path: Path) -> None:
     assert exit_code(rows) == 3
     assert "agent" in {row.what for row in rows}
     assert _steered(str(path)) is None
+
+
+def test_names_that_hang_hold_up_neither_others_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, real = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(name: str, *rest: Any, **more: Any) -> Any:
+        if name.startswith("hangs"):
+            released.wait(20)
+        return real("127.0.0.1", *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("hactl.cli.doctor.PATIENCE", 0.3)
+    monkeypatch.setattr("hactl.cli.doctor.LOOKUPS", 40)
+    path = tmp_path / "node.yaml"
+    nodes = "".join(f"  a{n}: hangs{n}.example.org\n" for n in range(40))
+    path.write_text(
+        f"mode: observe\nrun_dir: {tmp_path}\nrelayd: {{conf: {tmp_path}/none}}\n"
+        f"nodes:\n{nodes}  mx0: localhost\nchecks: {{cert: {{type: tls, port: 1}}}}\n"
+        f"watch: {{mx0: [cert]}}\n"
+    )
+    began = time.monotonic()
+    try:
+        facts = asyncio.run(gather(path, None))
+        assert facts.config_problems == ()
+        found = dict(facts.resolved)
+        assert time.monotonic() - began < 10
+    finally:
+        released.set()
+    assert found.pop("localhost").addresses == ("127.0.0.1",)
+    assert set(found.values()) == {Resolved(0.3, why="no answer in 0.3s")}
+    assert len(found) == 40
 
 
 def test_a_pfctl_that_hangs_is_not_asked_for_every_redirect(tmp_path: Path) -> None:
