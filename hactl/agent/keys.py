@@ -14,7 +14,6 @@ import re
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from checks._tls import NO_CHECK_TIME, dates
@@ -48,8 +47,11 @@ def own(directory: Path) -> tuple[Path, Path]:
 
 
 def has_own(directory: Path) -> bool:
-    """Tell whether there is a key of ours, readable or not."""
-    return own(directory)[1].exists()
+    """Tell whether there is a key of ours, readable or not; where none may look, there may be."""
+    try:
+        return own(directory)[1].exists()
+    except OSError:
+        return True
 
 
 def trusted(directory: Path) -> dict[str, Path]:
@@ -183,7 +185,7 @@ def _make(directory: Path) -> None:
 def _name(file: Path) -> str:
     """Return whom a certificate names."""
     said = _openssl("x509", "-in", file, "-noout", "-subject")
-    match = re.search(r"CN ?= ?(\S+)\s*$", said)
+    match = re.search(r'CN ?= ?"?([^\s"]+)"?\s*$', said)
     return "" if match is None else match[1]
 
 
@@ -216,34 +218,49 @@ def asking(directory: Path, node: str) -> tuple[ssl.SSLContext, bytes]:
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # it is the certificate that is known, wherever it is
-    _equip(context, directory, [path])
-    return context, fingerprint(path)
+    _equip(context, directory)
+    return context, _believe(context, path)
 
 
-def answering(directory: Path) -> tuple[ssl.SSLContext, frozenset[bytes]]:
-    """Return the context for answering, and the fingerprints of those who may ask.
+def answering(directory: Path) -> tuple[ssl.SSLContext, frozenset[bytes], list[str]]:
+    """Return the context for answering, the fingerprints of those who may ask, and what is left out.
 
     Raise KeysError.
     """
     known = trusted(directory)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
-    _equip(context, directory, known.values())
-    return context, frozenset(fingerprint(path) for path in known.values())
+    _equip(context, directory)
+    may, unusable = set(), []
+    for path in known.values():
+        try:
+            may.add(_believe(context, path))
+        except KeysError as error:
+            unusable.append(str(error))
+    return context, frozenset(may), unusable
 
 
-def _equip(context: ssl.SSLContext, directory: Path, others: Iterable[Path]) -> None:
+def _equip(context: ssl.SSLContext, directory: Path) -> None:
+    """Load our own key and certificate.  Raise KeysError, also for a key that everybody may read."""
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= NO_CHECK_TIME
     cert, key = own(directory)
     try:
+        mode = key.stat().st_mode & 0o777
         context.load_cert_chain(cert, key)
     except FileNotFoundError:
         raise KeysError(f"no key in {directory}: make one with hactl agent keygen") from None
     except OSError as error:
         raise KeysError(f"{key}: {error.strerror or error}") from None
-    for path in others:
-        try:
-            context.load_verify_locations(cadata=_certificate(path))
-        except ssl.SSLError as error:
-            raise KeysError(f"{path}: {error.reason or error}") from None
+    if mode & 0o007:
+        raise KeysError(f"{key}: others can read or change it (mode {mode:04o}); chmod o= {key}")
+
+
+def _believe(context: ssl.SSLContext, path: Path) -> bytes:
+    """Trust a certificate; return its fingerprint.  Raise KeysError."""
+    der = _certificate(path)
+    try:
+        context.load_verify_locations(cadata=der)
+    except ssl.SSLError as error:
+        raise KeysError(f"{path}: {error.reason or error}") from None
+    return hashlib.sha256(der).digest()

@@ -161,11 +161,12 @@ class Serving:
         self._may = None
         if keys.has_own(config.keys):
             try:
-                context, self._may = await asyncio.to_thread(keys.answering, config.keys)
+                context, self._may, unusable = await asyncio.to_thread(keys.answering, config.keys)
             except keys.KeysError as error:
                 notes.append(f"agent: {error}; nobody is answered over HTTPS")
                 place = ""
             else:
+                notes += [f"agent: {text}; who it is of is not answered" for text in unusable]
                 if not self._may:
                     notes.append(
                         f"agent: nobody is trusted in {config.keys / 'trusted'}, so nobody is"

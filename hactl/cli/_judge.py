@@ -16,6 +16,10 @@ from typing import TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from checks.host import Host
+from checks.maillog import Maillog
+from checks.nfs import Nfs
+from checks.queue import Queue
 from hactl.agent import Answer as AgentAnswer
 from hactl.agent.fetch import judge as judge_answer
 from hactl.config import Config
@@ -512,6 +516,20 @@ def _mine(f: Facts) -> list[tuple[ConfService, ConfTable]]:
     ]
 
 
+def _local(f: Facts) -> Iterator[Row]:
+    """Judge whether checks of this machine are taken for those of others."""
+    for name, service in f.config.services.items():
+        for check in dict.fromkeys((*service.require, *service.prefer)):
+            option = f.config.checks[check].option
+            if isinstance(option, (Host, Maillog, Nfs, Queue)) or getattr(option, "socket", None):
+                found = (
+                    f"{check} of {name} looks at this machine, and so says the same of each node"
+                )
+                yield warning(
+                    "checks", found, f"{check}: {{from: agent}}, and an agent at each node"
+                )
+
+
 def _scripts(f: Facts) -> Iterator[Row]:
     """Judge the programs that relayd runs as root's children."""
     for script in f.scripts:
@@ -712,7 +730,10 @@ def _file(file: File, account: str | Unread) -> Iterator[Row]:
         found = f"{file.role} {mode}: everybody may change it"
         yield error("files", found, f"chmod o-w {path}")
     secret = {Role.LOGIN: "the password", Role.KEY: "it"}.get(file.role)
-    if secret and file.mode & 0o040 and file.group not in TRUSTED | {account}:
+    if secret and file.mode & 0o004:
+        found = f"{file.role} {mode}: everybody on this machine may read {secret}"
+        yield error("secrets", found, f"chmod o= {path}")
+    elif secret and file.mode & 0o040 and file.group not in TRUSTED | {account}:
         found = f"{file.role} {mode}: everybody in group {file.group} may read {secret}"
         yield error("secrets", found, f"chgrp _hactl {path}")
     if not account or isinstance(account, Unread):
@@ -945,7 +966,7 @@ def steers(config: Config) -> tuple[str, str]:
 
 
 PARTS: Sequence[Callable[[Facts], Iterable[Row]]] = (
-    _config, _conf, _relayctl, _matches, _speed, _kinds, _scripts, _pf, _hactld, _others, _files,
+    _config, _conf, _relayctl, _matches, _speed, _kinds, _local, _scripts, _pf, _hactld, _others, _files,
     _disks, _clock, _resolver, _descriptors, _agents, _certificates, _carp,
 )  # fmt: skip
 NODE_PARTS: Sequence[Callable[[Facts], Iterable[Row]]] = (

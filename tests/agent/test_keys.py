@@ -64,6 +64,33 @@ def test_where_we_may_not_look_is_said(tmp_path: Path) -> None:
             keys.keygen(lb, "lb0")
         with pytest.raises(KeysError, match="lb/trusted: Permission denied"):
             keys.trusted(lb)
+        assert keys.has_own(lb)  # so that nothing is served instead, without TLS
+        with pytest.raises(KeysError, match="lb/trusted: Permission denied"):
+            keys.answering(lb)
+
+
+def test_a_key_that_everybody_may_read_is_not_used(tmp_path: Path) -> None:
+    keys.keygen(tmp_path, "mx0")
+    _, key = keys.own(tmp_path)
+    key.chmod(0o644)
+    with pytest.raises(KeysError, match=r"others can read or change it \(mode 0644\); chmod o= "):
+        keys.answering(tmp_path)
+
+
+def test_one_certificate_that_is_none_locks_nobody_else_out(tmp_path: Path) -> None:
+    node, lb = tmp_path / "node", tmp_path / "lb"
+    keys.keygen(node, "mx0")
+    digest = keys.keygen(lb, "lb0")
+    keys.trust(node, keys.own(lb)[0])
+    (node / "trusted" / "stray.pem").touch()
+    _, may, unusable = keys.answering(node)
+    assert may == {digest}
+    assert unusable == [f"{node}/trusted/stray.pem: expected one certificate in PEM (got none)"]
+
+
+def test_a_name_that_openssl_quotes_is_read_back(tmp_path: Path) -> None:
+    keys.keygen(tmp_path / "node", "a+b")
+    assert keys.trust(tmp_path / "lb", keys.own(tmp_path / "node")[0])[0] == "a+b"
 
 
 def test_a_certificate_is_trusted_as_whom_it_names(tmp_path: Path) -> None:

@@ -571,6 +571,16 @@ MISTAKES: dict[str, Mistake] = {
         [(E, "secrets", "login /etc/hactl/login has mode 0640: everybody in group users may read"
           " the password")],
     ),
+    "a password for everybody": (
+        with_file("/etc/hactl/login", Role.LOGIN, 0o100644),
+        [(E, "secrets", "login /etc/hactl/login has mode 0644: everybody on this machine may read"
+          " the password")],
+    ),
+    "a look at the balancer for one at its nodes": (
+        configured(("checks:\n", "checks:\n  load: {type: host}\n"), ("require: [", "require: [load, ")),
+        [(W, "checks", f"load of mx{n}-smtp looks at this machine, and so says the same of each node")
+         for n in (0, 1)],
+    ),
     "nobody to become": (
         changed(account=Unread("useradd -g =uid _hactl")),
         [(E, "user", "there is no _hactl for hactld to become")],
