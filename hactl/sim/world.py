@@ -425,7 +425,8 @@ class World:
         """Switch hosts as an operator with relayctl.
 
         One who does it between a load of relayd and hactl's next look is told from hactl by relayd's
-        socket and counts alone, which are simulated in hactl.lab.siege and not here.
+        socket and counts alone, which are simulated in hactl.lab.siege and not here; one who enables
+        a host and disables it between two looks is not told at all.
         """
         shown = self.engine.observation if self.engine is not None else None
         seen = shown is not None and shown.at > self._loaded
@@ -433,7 +434,8 @@ class World:
             host = self._host_id(member)
             if host is None:
                 continue
-            known = self.engine is not None and member in self.engine.standings and seen
+            standing = self.engine.standings.get(member) if self.engine is not None else None
+            known = seen and standing is not None and standing.status is not HostStatus.DISABLED
             was = self.model.hosts[host].disabled
             self.model.command(("host", event.do, str(host)), self.now)
             if event.do == "enable":
