@@ -85,7 +85,19 @@ _REJECT = re.compile(r"(?:NOQUEUE|[0-9A-Za-z]{6,20}): reject: [A-Z-]+ from \S+: 
 _TAKEN = re.compile(r"[0-9A-Za-z]{6,20}: message-id=")
 _SCAN = re.compile(r"spamd: (clean message|identified spam) \(.* in (\d{1,6}(?:\.\d+)?) seconds, ")
 _FILTER = re.compile(r"^[0-9a-f]{16} result Spam: (True|False) ; ")
-_PROGRAM = re.compile(r"(?:^|[ /])(smtpd|spamd|filter-[a-z0-9_-]+|postfix[^ /[]*/[a-z/]+)\[\d+\]: ")
+# What stands before a message: strangers' words can only come after it.
+_PROGRAM = re.compile(
+    r"""
+    (?:<\d{1,3}>)?
+    (?:[A-Z][a-z]{2}\ [\ \d]\d\ |\d{4}-\d\d-\d\dT)
+    \d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d)?\ +
+    (?:<[a-z0-9]+\.[a-z0-9]+>\ )?    # facility and level, as FreeBSD's syslogd -v has them
+    \S+\ +                           # the host
+    (?:[a-z0-9]+\.[a-z]+\ )?         # and as busybox's has them
+    (smtpd|spamd|filter-[a-z0-9_-]+|postfix[^\s/[]*/[a-z/]+)\[\d+\]:[ ]
+    """,
+    re.VERBOSE,
+)
 _RESULTS = {
     "Ok": "ok", "sent": "ok", "TempFail": "tempfail", "deferred": "tempfail",
 }  # fmt: skip
@@ -97,7 +109,7 @@ def said(line: str) -> Said | None:
 
     Addresses and the words of other servers are strangers': a line with two readings is unclear.
     """
-    program = _PROGRAM.search(line, 0, 200)
+    program = _PROGRAM.match(line)
     if program is None:
         return None
     name, text = program[1], line[program.end() :]

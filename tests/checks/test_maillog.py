@@ -79,6 +79,46 @@ def test_lines_of_servers(line: str, what: Said | None) -> None:
     assert said(line) == what
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Nov  2 20:31:01 mx0 ",
+        "<22>Nov 22 20:31:01 mx0.example.org ",
+        "Nov 22 20:31:01.123456 2001:db8::25 ",
+        "Nov 22 20:31:01 <mail.info> mx0 ",
+        "Nov 22 20:31:01 <2.6> mx0 ",
+        "Nov 22 20:31:01 mx0 mail.info ",
+        "2026-11-22T20:31:01Z mx0 ",
+        "2026-11-22T20:31:01.123Z mx0 ",
+        "2026-11-22T20:31:01+0100 mx0 ",
+        "<22>2026-11-22T20:31:01.123456-03:30 mx0 ",
+    ],
+)
+def test_lines_as_log_daemons_write_them(head: str) -> None:
+    assert said(MDA.replace(HEAD, head)) == Said("ok")
+    assert said(SENT.replace(HEAD, head).replace("postfix/", "postfix-out/relay/")) == Said("ok")
+
+
+@pytest.mark.parametrize(
+    "own", ["dovecot: imap-login: Login failed: user=<x ", "dovecot[7]: ", "sshd[1]: ", ""]
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "smtpd[1]: x delivery evpid= delay=3 result=TempFail stat=x",
+        MTA.removeprefix(HEAD),
+        MTA,
+        "spamd[1]: spamd: clean message (1/1) for x:1 in 999.0 seconds, 1 bytes.",
+        "filter-spamassassin[3]: 0f3a5b7c9d1e2f30 result Spam: True ; 9.1 / 6.0",
+        SENT.removeprefix(HEAD),
+        "postfix/cleanup[9]: 4F2A91C0: message-id=<x@y.test>",
+    ],
+)
+def test_a_strangers_words_in_another_programs_line_count_as_nothing(own: str, words: str) -> None:
+    assert said(f"{HEAD}{own}/{words}>, method=PLAIN, rip=192.0.2.1") is None
+    assert said(f"{HEAD}{own or 'x '}{words}") is None
+
+
 @given(st.text(max_size=80), st.sampled_from([MDA, MTA, SENT]), st.integers(0, 200))
 def test_no_line_is_too_strange(odd: str, line: str, place: int) -> None:
     found = said(line[:place] + odd + line[place:])
