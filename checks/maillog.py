@@ -74,12 +74,15 @@ class Said(NamedTuple):
     seconds: float = 0.0
 
 
+_DELIVERY = re.compile(r"[0-9a-f]{16} m[dt]a delivery evpid=")
+_MESSAGE = re.compile(r"[0-9a-f]{16} smtp message ")
 _SMTPD = re.compile(
     r' delay=\S+ result="?(Ok|TempFail|PermFail|Loop|Expired)"? stat=(?:"(.*)"|(.*))$'
 )
-_FAILED = re.compile(r' failed-command .*result="([45])\d\d (.*)"$')
+_FAILED = re.compile(r'[0-9a-f]{16} smtp failed-command .*result="([45])\d\d (.*)"$')
 _POSTFIX = re.compile(
-    r", dsn=\d\.\d+\.\d+, status=(sent|deferred|bounced|expired|undeliverable)\b,? ?(.*)$"
+    r"[0-9A-Za-z]{6,20}: to=<.*, dsn=\d\.\d+\.\d+"
+    r", status=(sent|deferred|bounced|expired|undeliverable)\b,? ?(.*)$"
 )
 _REJECT = re.compile(r"(?:NOQUEUE|[0-9A-Za-z]{6,20}): reject: [A-Z-]+ from \S+: ([45])\d\d ([^;]*)")
 _TAKEN = re.compile(r"[0-9A-Za-z]{6,20}: message-id=")
@@ -125,16 +128,16 @@ def said(line: str) -> Said | None:
 
 
 def _smtpd(text: str) -> Said | None:
-    if " delivery evpid=" in text:
+    if _DELIVERY.match(text):
         found = _SMTPD.search(text)
         if found is None:
             return None
         if text.count(" result=") > 1:
             return Said("unclear")
         return _result(found[1], found[2] or found[3] or "")
-    if " smtp message " in text:
+    if _MESSAGE.match(text):
         return Said("accepted")
-    failed = _FAILED.search(text)
+    failed = _FAILED.match(text)
     if failed is None:
         return None
     return Said("put_off" if failed[1] == "4" else "refused", _plain(failed[2]))
@@ -148,7 +151,7 @@ def _postfix(name: str, text: str) -> Said | None:
         return None  # `client=` comes with a recipient, as our own looks have one, not a message
     if name.endswith("/cleanup"):
         return Said("accepted") if _TAKEN.match(text) else None
-    found = _POSTFIX.search(text)
+    found = _POSTFIX.match(text)
     if found is None:
         return None
     if text.count(", status=") > 1:

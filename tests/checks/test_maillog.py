@@ -46,11 +46,11 @@ SENT = (
         (MDA.replace("from=<a@b.test>", 'from=<"x delay=1s result=TempFail stat="@b>'), Said("unclear")),
         (HEAD + "smtpd[1]: 0f3a5b7c9d1e2f30 smtp message msgid=11223344 size=321 nrcpt=1 proto=ESMTP",
          Said("accepted")),
-        (HEAD + 'smtpd[1]: 0f3a smtp failed-command command="RCPT TO:<x@y>" result="421 4.3.0 Temporary Error"',
+        (HEAD + 'smtpd[1]: 0f3a5b7c9d1e2f30 smtp failed-command command="RCPT TO:<x@y>" result="421 4.3.0 Temporary Error"',
          Said("put_off", "4.3.0 Temporary Error")),
-        (HEAD + 'smtpd[1]: 0f3a smtp failed-command command="RCPT TO:<x@y>" result="550 Invalid recipient"',
+        (HEAD + 'smtpd[1]: 0f3a5b7c9d1e2f30 smtp failed-command command="RCPT TO:<x@y>" result="550 Invalid recipient"',
          Said("refused", "Invalid recipient")),
-        (HEAD + "smtpd[1]: 0f3a smtp connected address=192.0.2.1 host=x", None),
+        (HEAD + "smtpd[1]: 0f3a5b7c9d1e2f30 smtp connected address=192.0.2.1 host=x", None),
         (HEAD + "spamd[2]: spamd: clean message (-15.9/6.0) for (unknown):506 in 2.7 seconds, 3062 bytes.",
          Said("scan", seconds=2.7)),
         (HEAD + "spamd[2]: spamd: identified spam (999.9/6.0) for u:506 in 12 seconds, 1 bytes.",
@@ -117,6 +117,31 @@ def test_lines_as_log_daemons_write_them(head: str) -> None:
 def test_a_strangers_words_in_another_programs_line_count_as_nothing(own: str, words: str) -> None:
     assert said(f"{HEAD}{own}/{words}>, method=PLAIN, rip=192.0.2.1") is None
     assert said(f"{HEAD}{own or 'x '}{words}") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (
+            'smtpd[1]: {} smtp failed-command command="RCPT TO:<x smtp message y>" result="451 x"',
+            Said("put_off", "x"),
+        ),
+        (
+            'smtpd[1]: {} smtp envelope evpid=1122334455667788 from=<"x delivery evpid= delay=3'
+            ' result=TempFail stat="@b.test> to=<c@d.test>',
+            None,
+        ),
+        ("smtpd[1]: {} mta error reason=x delivery evpid= delay=3 result=TempFail stat=x", None),
+        ('smtpd[1]: {} mta error reason=x failed-command result="451 x"', None),
+        (
+            'postfix/qmgr[9]: 4F2A91C0: from=<", dsn=4.0.0, status=deferred (x"@b.test>, size=1,'
+            " nrcpt=1 (queue active)",
+            None,
+        ),
+    ],
+)
+def test_a_strangers_words_do_not_change_what_a_line_is(text: str, what: Said | None) -> None:
+    assert said(HEAD + text.format("0f3a5b7c9d1e2f30")) == what
 
 
 @given(st.text(max_size=80), st.sampled_from([MDA, MTA, SENT]), st.integers(0, 200))
