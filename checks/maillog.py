@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import stat
 import time
 import weakref
 from collections import Counter, deque
@@ -209,7 +210,7 @@ class Follower:
     async def read(self) -> None:
         """Read what is new: of the file that we know, and of one that took its name.
 
-        Raise OSError if the file cannot be opened.
+        Raise OSError if the file cannot be opened, or is none.
         """
         self.used = time.monotonic()
         if self._fd is None:
@@ -229,6 +230,9 @@ class Follower:
 
     def _open(self) -> None:
         fd = os.open(self._option.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError("not a regular file")
         if self._closer is not None:
             self._closer()
         self._fd, self._offset, self._rest = fd, 0, b""

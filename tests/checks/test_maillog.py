@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from checks import NOBODY, maillog
 from checks._tasks import look
@@ -227,6 +228,22 @@ def test_a_log_that_is_missing_is_unknown_and_noticed_again(tmp_path: Path) -> N
     assert (found.verdict, found.reason) == (Verdict.UNKNOWN, "read: no such file or directory")
     log.write(MDA)
     assert log.count("ok") == 1
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(os.devnull)])
+def test_what_is_no_file_is_unknown_at_each_look(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    log = Log(tmp_path)
+    log.look()
+    log.path.unlink()
+    make(log.path)
+    before = sorted(Path("/dev/fd").iterdir())
+    fresh = structs.replace(log.option, least=5)  # which has never seen a file there
+    for check in (log.option, log.option, fresh, fresh):
+        found = asyncio.run(look(check, NOBODY, 20))
+        assert (found.verdict, found.reason) == (Verdict.UNKNOWN, "read: not a regular file")
+    assert sorted(Path("/dev/fd").iterdir()) == before
 
 
 def test_of_too_much_the_end_is_read(tmp_path: Path) -> None:
