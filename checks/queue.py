@@ -69,6 +69,8 @@ class Queue(Probed, frozen=True, kw_only=True, tag="queue"):
         answer = await self.run("show", "stats")
         if answer.code:
             return self.refused(answer)
+        if not answer.out.strip():  # it always has at least its uptime to tell
+            return unknown("stats: said nothing")
         envelopes = stats(answer.out).get("scheduler.envelope", 0)
         if envelopes > self.most:
             return ok(f"{envelopes} messages, too many to read", messages=envelopes)

@@ -260,6 +260,8 @@ def test_what_is_read_no_further_is_killed(tmp_path: Path) -> None:
         ("echo 'smtpctl: need root privileges' >&2; exit 1", "unknown", "smtpctl: need root"),
         ("echo 'smtpctl: connect: Connection refused' >&2; exit 1", "fail", "smtpctl: connect"),
         ("exit 75", "unknown", "exit 75"),
+        ("exit 0", "unknown", "stats: said nothing"),
+        ("[ $1 = -j ]", "ok", "empty"),
         (SMTPCTL % "echo nonsense", "unknown", "queue: not an envelope: nonsense"),
         ("[ $1 = -j ] && echo '{}'", "unknown", "queue: not a message: {}"),
         (
