@@ -9,28 +9,36 @@ Source: psutil; statvfs(3).
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import psutil
 
 from checks import Probed, Step, Target, Timing, _process
 from checks._wire import quote
-from hactl.core.model import Result, Verdict, unknown
+from hactl.core.model import Result, Verdict
 
 BATCH = 50  # processes that are looked at before others get their turn
 SHOWN = 3  # missing processes that are told
 
-# Prints blocks, free and available ones, their size, inodes, and those free and available.
+# What a file system says that is broken; a path that is missing is no news of the node.
+_BROKEN = frozenset({errno.EIO, errno.ENXIO, errno.ESTALE})
+
+# Prints blocks, free and available ones, their size, inodes, and those free and available; or an errno.
 _STATVFS = """\
 import os, sys
 for path in sys.argv[1:]:
-    s = os.statvfs(path)
+    try:
+        s = os.statvfs(path)
+    except OSError as error:
+        print(error.errno)
+        continue
     print(s.f_blocks, s.f_bfree, s.f_bavail, s.f_frsize, s.f_files, s.f_ffree, s.f_favail)
 """
 
@@ -51,25 +59,20 @@ class Host(Probed, frozen=True, kw_only=True, tag="host"):
         step("system")
         words, measures = system()
         step("disks")
-        paths = self.disks or (Path("/"),)
-        command = [sys.executable, "-I", "-S", "-c", _STATVFS, *map(os.fspath, paths)]
-        answer = await _process.run(command)
-        if answer.code:
-            why = quote(answer.err.strip().rpartition(b"\n")[2], 120)
-            return unknown(f"disks: {why or f'exit {answer.code}'}")
-        said, free = disks(answer.out, paths)
-        words.append(said)
-        measures |= free
-        if not self.processes:
-            return Result(Verdict.OK, ", ".join(words), measures=measures)
-        step("processes")
-        missing, counts = await processes(self.processes)
-        measures |= counts
-        if missing:
-            more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-            gone = ", ".join(missing[:SHOWN])
-            return Result(Verdict.FAIL, f"not running: {gone}{more}", measures=measures)
-        return Result(Verdict.OK, ", ".join(words), measures=measures)
+        found = await ask(self.disks or (Path("/"),))
+        words += found.words
+        measures |= found.measures
+        verdict, why = found.verdict, found.why
+        where = "disks" if why else ""
+        if self.processes:
+            step("processes")
+            missing, counts = await processes(self.processes)
+            measures |= counts
+            if missing:
+                more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+                gone = f"not running: {', '.join(missing[:SHOWN])}{more}"
+                verdict, why, where = Verdict.FAIL, f"{gone}; {why}" if why else gone, ""
+        return Result(verdict, why or ", ".join(words), where, measures)
 
     def problems(self) -> Iterable[tuple[str, str]]:
         """Yield what is no process's name."""
@@ -98,22 +101,57 @@ def system() -> tuple[list[str], dict[str, float]]:
     return words, measures
 
 
-def disks(out: bytes, paths: Iterable[Path]) -> tuple[str, dict[str, float]]:
-    """Return the fullest disk in words, and the least free space and inodes as measures."""
+class Disks(NamedTuple):
+    """What is known of disks: the fullest in words, measures, and *why* of some it is not."""
+
+    words: list[str]
+    measures: dict[str, float]
+    verdict: Verdict = Verdict.OK
+    why: str = ""
+
+
+async def ask(paths: Iterable[Path]) -> Disks:
+    """Have a process look at *paths*."""
+    command = [sys.executable, "-I", "-S", "-c", _STATVFS, *map(os.fspath, paths)]
+    try:
+        answer = await _process.run(command)
+    except OSError as error:  # no reason not to look at processes
+        return Disks([], {}, Verdict.UNKNOWN, f"disks: {(error.strerror or str(error)).lower()}")
+    if answer.code:
+        why = quote(answer.err.strip().rpartition(b"\n")[2], 120) or f"exit {answer.code}"
+        return Disks([], {}, Verdict.UNKNOWN, f"disks: {why}")
+    return disks(answer.out, paths)
+
+
+def disks(out: bytes, paths: Iterable[Path]) -> Disks:
+    """Find the fullest disk, and the least free space and inodes."""
     space: list[tuple[float, str]] = []
     inodes: list[float] = []
     free: list[int] = []
+    errors: list[tuple[bool, str]] = []
     for line, path in zip(out.splitlines(), paths, strict=True):
-        blocks, unused, available, size, files, ffree, favail = map(int, line.split())
+        figures = [int(word) for word in line.split()]
+        if len(figures) == 1:
+            errors.append((figures[0] not in _BROKEN, f"{path}: {os.strerror(figures[0]).lower()}"))
+            continue
+        blocks, unused, available, size, files, ffree, favail = figures
         space.append((_percent(blocks, unused, available), str(path)))
         free.append(available * size)
         if files:  # some file systems have no fixed number of them
             inodes.append(_percent(files, ffree, favail))
-    least, where = min(space)
-    measures: dict[str, float] = {"disk_free_percent": least, "disk_free_bytes": min(free)}
+    words: list[str] = []
+    measures: dict[str, float] = {}
+    if space:
+        least, where = min(space)
+        measures |= {"disk_free_percent": least, "disk_free_bytes": min(free)}
+        words.append(f"{where} {least:.0f} % free")
     if inodes:
         measures["inodes_free_percent"] = min(inodes)
-    return f"{where} {least:.0f} % free", measures
+    if not errors:
+        return Disks(words, measures)
+    errors.sort()  # those of what is broken first
+    verdict = Verdict.UNKNOWN if errors[0][0] else Verdict.FAIL
+    return Disks(words, measures, verdict, f"disks: {', '.join(why for _, why in errors)}")
 
 
 def _percent(whole: int, free: int, available: int) -> float:

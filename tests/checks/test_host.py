@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
+import os
+import sys
 from pathlib import Path
 
 import psutil
@@ -13,6 +16,7 @@ from checks import NOBODY
 from checks._tasks import look
 from checks.host import Host, disks, processes, system
 from hactl.core.model import Result, Verdict
+from tests.checks.peers import summary
 
 
 def looked(option: Host) -> Result:
@@ -38,22 +42,49 @@ def test_a_process_that_does_not_run_is_a_fail() -> None:
 
 
 def test_a_path_that_is_missing_is_unknown(tmp_path: Path) -> None:
-    found = looked(Host(disks=(tmp_path / "gone",)))
-    assert found.verdict is Verdict.UNKNOWN
-    assert "No such file or directory" in found.reason
+    gone = tmp_path / "gone"
+    found = looked(Host(disks=(gone, tmp_path), processes=(psutil.Process().name(),)))
+    assert summary(found) == (
+        Verdict.UNKNOWN, "disks", f"disks: {gone}: no such file or directory"
+    )  # fmt: skip
+    assert {"disk_free_percent", "processes_count"} <= found.measures.keys()
+
+
+@pytest.mark.parametrize("program", [sys.executable, "/bin/false", "/nonexistent/python"])
+def test_no_disk_hides_a_process_that_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    found = looked(Host(disks=(tmp_path / "gone",), processes=("no-such-process",)))
+    assert (found.verdict, found.step) == (Verdict.FAIL, "processes")
+    assert found.reason.startswith("not running: no-such-process; disks: ")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENXIO, errno.ESTALE])
+def test_a_file_system_that_is_broken_is_a_fail(number: int) -> None:
+    out = b"%d\n%d\n1000 400 300 4096 0 0 0\n" % (errno.EACCES, number)
+    found = disks(out, (Path("/a"), Path("/x"), Path("/var")))
+    why = os.strerror(number).lower()
+    assert found == (
+        ["/var 33 % free"],
+        {"disk_free_percent": pytest.approx(100 * 300 / 900), "disk_free_bytes": 300 * 4096},
+        Verdict.FAIL,
+        f"disks: /x: {why}, /a: permission denied",
+    )
 
 
 def test_free_space_is_what_others_than_root_have() -> None:
     out = b"1000 400 300 4096 100 50 50\n1000 900 900 1 0 0 0\n"
-    said, measures = disks(out, (Path("/"), Path("/var")))
-    assert said == "/ 33 % free"
-    assert measures == {
+    found = disks(out, (Path("/"), Path("/var")))
+    assert (found.words, found.verdict) == (["/ 33 % free"], Verdict.OK)
+    assert found.measures == {
         "disk_free_percent": pytest.approx(100 * 300 / 900),
         "disk_free_bytes": 900,
         "inodes_free_percent": 50.0,
     }
     full = disks(b"0 0 0 0 0 0 0\n", (Path("/proc"),))
-    assert full == ("/proc 100 % free", {"disk_free_percent": 100.0, "disk_free_bytes": 0})
+    assert full.words == ["/proc 100 % free"]
+    assert full.measures == {"disk_free_percent": 100.0, "disk_free_bytes": 0}
 
 
 def test_what_the_system_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
