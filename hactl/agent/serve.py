@@ -14,7 +14,9 @@ import asyncio
 import hashlib
 import logging
 import math
+import resource
 import secrets
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 NONCE_LIMIT = 64
 HANDSHAKE = 5.0  # seconds
 IDLE = 600.0  # seconds a client may keep a connection and ask nothing
+GUESTS = 64  # connections at a place, if they are at most a quarter of our descriptors
+AGAIN = 1.0  # seconds until the next try to accept when there was no descriptor for it
 LONGEST = 400  # characters of a reason
 REASON = 80  # characters for HAProxy, which shows them in a table
 
@@ -150,7 +154,7 @@ class Serving:
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
         self._runner: web.AppRunner | None = None
-        self._servers: list[asyncio.Server] = []
+        self._doors: list[_Door] = []
         self._may: frozenset[bytes] | None = None  # whose certificates; None: no TLS
         self.places: list[tuple[str, int]] = []  # where it listens
 
@@ -182,14 +186,14 @@ class Serving:
         if place:
             notes += await self._http(place, context)
         if config.haproxy is not None:
-            notes += await self._listen(config.haproxy, lambda: _Line(self._findings.line), None)
+            notes += self._listen(config.haproxy, lambda: _Line(self._findings.line), None)
         return notes
 
     async def stop(self) -> None:
         """Stop listening, and send everybody away."""
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        for door in self._doors:
+            door.close()
+        self._doors.clear()
         self.places.clear()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -216,24 +220,22 @@ class Serving:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
-        return await self._listen(place, server, context)
+        return self._listen(place, server, context)
 
-    async def _listen(
+    def _listen(
         self,
         place: str,
         factory: Callable[[], asyncio.BaseProtocol],
         context: ssl.SSLContext | None,
     ) -> list[str]:
-        loop = asyncio.get_running_loop()
-        timeout = None if context is None else HANDSHAKE
+        host, port = endpoint(place)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            server = await loop.create_server(
-                factory, *endpoint(place), ssl=context, ssl_handshake_timeout=timeout
-            )
+            listening = socket.create_server((host, port), family=family, backlog=100)
         except OSError as error:
             return [f"agent: cannot listen at {place}: {error.strerror or error}"]
-        self._servers.append(server)
-        self.places += [sock.getsockname()[:2] for sock in server.sockets]
+        self._doors.append(_Door(listening, factory, context))
+        self.places.append(listening.getsockname()[:2])
         return []
 
     def _admits(self, request: web.Request) -> bool:
@@ -268,6 +270,78 @@ class Serving:
 
 async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = f"hactl/{hactl.__version__}"
+
+
+class _Door:
+    """Lets in who connects to *listening*, and no more than there is room for.
+
+    Half the room is for those whose handshake is not over.  They give way to newer ones, from their
+    own address first; so strangers keep nobody out, and cost none with a certificate his place.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        factory: Callable[[], asyncio.BaseProtocol],
+        context: ssl.SSLContext | None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listening, self._factory, self._context = listening, factory, context
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        room = GUESTS if soft == resource.RLIM_INFINITY else min(GUESTS, soft // 4)
+        self._half = max(4, room // 2)
+        self._coming: dict[socket.socket, tuple[str, asyncio.Task[None]]] = {}
+        self._inside: dict[socket.socket, asyncio.Transport] = {}
+        self._again: asyncio.TimerHandle | None = None
+        listening.setblocking(False)
+        self._open()
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        if self._again is not None:
+            self._again.cancel()
+        self._loop.remove_reader(self._listening)
+        self._listening.close()
+        for _, entering in self._coming.values():
+            entering.cancel()
+
+    def _open(self) -> None:
+        self._loop.add_reader(self._listening, self._accept)
+
+    def _accept(self) -> None:
+        """Take one connection, so that those that end at once are gone before the next."""
+        try:
+            sock, (address, *_) = self._listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            self._loop.remove_reader(self._listening)
+            self._again = self._loop.call_later(AGAIN, self._open)
+            self._loop.call_exception_handler(
+                {"message": "agent: cannot accept", "exception": error}
+            )
+            return
+        same = [each for each, (whose, _) in self._coming.items() if whose == address]
+        if len(same) >= self._half // 4:
+            self._coming.pop(same[0])[1].cancel()
+        elif len(self._coming) >= self._half:
+            self._coming.pop(next(iter(self._coming)))[1].cancel()
+        self._coming[sock] = address, self._loop.create_task(self._enter(sock))
+
+    async def _enter(self, sock: socket.socket) -> None:
+        try:
+            transport, _ = await self._loop.connect_accepted_socket(
+                self._factory, sock, ssl=self._context,
+                ssl_handshake_timeout=None if self._context is None else HANDSHAKE,
+            )  # fmt: skip
+        except OSError:
+            return
+        finally:
+            self._coming.pop(sock, None)
+        self._inside = {s: t for s, t in self._inside.items() if s.fileno() >= 0}
+        if len(self._inside) >= self._half:
+            next(iter(self._inside.values())).abort()
+        self._inside[sock] = transport
 
 
 class _Line(asyncio.Protocol):

@@ -25,6 +25,7 @@ from hactl.daemon.privilege import Account
 logger = logging.getLogger("hactld")
 
 DEFAULT = Path("/etc/hactl.yaml")
+SAME = 60.0  # seconds until the event loop may say the same again
 
 
 def main() -> int:
@@ -176,7 +177,7 @@ def _serve(
     privilege.descriptors()
 
     async def serve() -> None:
-        asyncio.get_running_loop().set_exception_handler(_complain)
+        asyncio.get_running_loop().set_exception_handler(_complainer())
         if inherited is None:
             await Daemon(options.f, config, listening).run(started)
             return
@@ -198,9 +199,23 @@ def _serve(
     return 0
 
 
-def _complain(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Say in a line what the event loop has to say."""
-    logger.error("%s: %r", context["message"], context.get("exception", ""))
+def _complainer() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """Return what says in a line what the event loop has to say.
+
+    The same once a minute: asyncio may say hundreds of times a second that it cannot accept.
+    """
+    said: dict[str, float] = {}
+
+    def complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        line = f"{context['message']}: {context.get('exception', '')!r}"
+        now = loop.time()
+        for old in [each for each, at in said.items() if now - at >= SAME]:
+            del said[old]
+        if line not in said:
+            said[line] = now
+            logger.error("%s", line)
+
+    return complain
 
 
 def _nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -224,6 +225,39 @@ def test_results_come_over_one_kept_connection(tmp_path: Path) -> None:
         assert runner.server is not None
         assert runner.server.requests_count == 2
         assert len(runner.server.connections) == 1
+
+    play(tmp_path, scene)
+
+
+def test_strangers_who_hold_connections_keep_nobody_out(tmp_path: Path) -> None:
+    paired(tmp_path, "mx0")
+
+    async def scene(lab: Lab) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        try:
+            port = await lab.serve()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await lab.ask(f"https://127.0.0.1:{port}")
+        lab.found(ok("220"))
+        assert (await lab.look()).result == ok("220")
+        strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(130)]
+        ended = [asyncio.create_task(reader.read()) for reader, _ in strangers]
+        _, held = await asyncio.wait(ended, timeout=0.2)
+        assert 0 < len(held) <= 32
+        await asyncio.sleep(0.02)
+        assert (await lab.look(EAGER)).result == ok("220")
+        runner = lab.serving._runner
+        assert runner is not None
+        assert runner.server is not None
+        assert (runner.server.requests_count, len(runner.server.connections)) == (2, 1)
+        await lab.agents.close()
+        await lab.ask(f"https://127.0.0.1:{port}")  # by a new connection
+        assert (await lab.look()).result == ok("220")
+        for _, writer in strangers:
+            writer.close()
+        await asyncio.wait(ended)
 
     play(tmp_path, scene)
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import resource
+import socket
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from checks.tcp import Tcp
-from hactl.agent import Answer
+from hactl.agent import Answer, serve
 from hactl.agent.serve import REASON, Findings, Serving
 from hactl.config import Agent, Check
 from hactl.core.health import Health, State
 from hactl.core.model import Checked, Probe, Result, Verdict, fail, ok
 from hactl.core.units import Duration
+from hactl.daemon import start
 
 CHECK = Check(Tcp(port=25), Duration(2), Duration(1), Duration(0), Duration(0))
 
@@ -144,3 +149,70 @@ def test_it_takes_questions_by_http_and_no_commands(tmp_path: Path) -> None:
         await serving.stop()
 
     asyncio.run(scene())
+
+
+def test_haproxy_is_answered_whoever_holds_connections(tmp_path: Path) -> None:
+    async def scene() -> None:
+        serving = Serving(findings(Clock()))
+        await serving.start(Agent("127.0.0.1:0", tmp_path, haproxy="127.0.0.1:0"))
+        http, haproxy = serving.places
+        held = [await asyncio.open_connection(*http) for _ in range(2 * serve.GUESTS)]
+        idle = [await asyncio.open_connection(*haproxy) for _ in range(2 * serve.GUESTS)]
+        assert [await reader.read() for reader, _ in idle] == [b"ready up\n"] * len(idle)
+        assert await asked(haproxy, "") == "ready up\n"
+        answer = await asked(http, "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.startswith("HTTP/1.1 200 ")
+        assert sum(not reader.at_eof() for reader, _ in held) <= serve.GUESTS
+        for _, writer in held + idle:
+            writer.close()
+        await serving.stop()
+
+    asyncio.run(scene())
+
+
+def test_without_descriptors_it_says_so_once_in_a_while_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "AGAIN", 0.1, raising=False)
+    said: list[dict[str, Any]] = []
+
+    async def scene() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        serving = Serving(findings(Clock()))
+        await serving.start(Agent("127.0.0.1:0", tmp_path, haproxy="127.0.0.1:0"))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.create_connection(serving.places[1]) as client:
+            client.setblocking(False)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                await asyncio.sleep(0.25)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            async with asyncio.timeout(10):
+                line = await asyncio.get_running_loop().sock_recv(client, 99)
+        assert line == b"ready up\n"
+        await serving.stop()
+
+    asyncio.run(scene())
+    assert 1 <= len(said) <= 3
+
+
+def test_what_the_event_loop_repeats_is_said_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(start.logger, "propagate", True)
+    complain = start._complainer()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    full = {"message": "cannot accept", "exception": OSError(24, "Too many open files")}
+    with caplog.at_level(logging.ERROR):
+        for clock.now in (100.0, 100.1, 159.0, 160.0, 161.0):
+            complain(loop, full)
+        complain(loop, {"message": "another"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot accept: OSError(24, 'Too many open files')",
+        "cannot accept: OSError(24, 'Too many open files')",
+        "another: ''",
+    ]
