@@ -18,9 +18,9 @@ from typing import ClassVar
 from checks import Probed, Step, Target, Timing, _process
 from checks._process import Ended, TooMuchError
 from checks._wire import quote
-from hactl.core.model import Result, Verdict, unknown
+from hactl.core.model import FIGURES, Result, Verdict, unknown
 
-FIGURES = 100  # that become measures
+LABEL = 64  # characters of a figure's label
 
 VERDICTS = (Verdict.OK, Verdict.WARN, Verdict.FAIL, Verdict.UNKNOWN)
 _PLACES = frozenset({"{address}", "{node}"})
@@ -102,7 +102,7 @@ class Exec(Probed, frozen=True, kw_only=True, tag="exec"):
 def measures(figures: bytes) -> Iterator[tuple[str, float]]:
     """Yield measures from `'label'=value[unit];warn;crit;min;max ...`; what is no figure is left out."""
     for number, figure in enumerate(_FIGURE.finditer(figures.decode("latin-1"))):
-        label = re.sub(r"[^a-z0-9]+", "_", figure["label"].lower()).strip("_") or "value"
+        label = re.sub(r"[^a-z0-9]+", "_", figure["label"].lower())[:LABEL].strip("_") or "value"
         unit = _UNITS.get(figure["unit"].lower())
         if number == FIGURES:
             return

@@ -26,7 +26,7 @@ import hactl
 from checks._wire import quote
 from hactl.agent import NONCE, PATH, PROTOCOL, Answer, Report, keys
 from hactl.config import Check, FromAgent, Node
-from hactl.core.model import Checked, Probe, Result, unknown
+from hactl.core.model import FIGURES, Checked, Probe, Result, unknown
 from hactl.core.units import span
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ log = logging.getLogger("hactld")
 
 LIMIT = 256 * 1024  # bytes of an answer
 REASON = 400  # characters of a reason; banners may be long
-NAMES = 64  # measures, or steps, of a result
+NAMES = FIGURES + 64  # measures, or steps, of a result: a program's figures and what looks add
 DAY = 86400.0
 PAUSE = 5.0  # seconds, the longest between two tries to reach a silent agent
 SILENT = 10.0  # seconds after which people hear of it

@@ -13,6 +13,8 @@ from msgspec import Struct
 
 # What a check says
 
+FIGURES = 100  # that a program may say in one result, beside the measures of the look itself
+
 
 class Verdict(StrEnum):
     """One look, now.  FAIL: the node is bad.  UNKNOWN: we could not look."""

@@ -16,13 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks import Target
+from checks._tasks import look
+from checks.exec import Exec
 from checks.tcp import Tcp
 from hactl.agent import PROTOCOL, Answer, Report, fetch, keys
 from hactl.agent.fetch import AgentError, Agents, judge, read
 from hactl.agent.serve import Findings, Serving
 from hactl.config import Agent, Check, FromAgent, Node
 from hactl.core.health import Health, State
-from hactl.core.model import Checked, Probe, Result, Verdict, fail, ok
+from hactl.core.model import FIGURES, Checked, Probe, Result, Verdict, fail, ok
 from hactl.core.units import Duration
 
 ASKED = Check(FromAgent(), Duration(5), Duration(2), Duration(0), Duration(0))
@@ -76,7 +79,7 @@ def expecting(kind: str) -> Check:
         (reported(age=-1.0), "smtp", ASKED, "figures cannot be"),
         (reported(interval=1e18), "smtp", ASKED, "figures cannot be"),
         (reported(stamp=float("nan")), "smtp", ASKED, "figures cannot be"),
-        (reported(result=ok("", **{f"m{i}": 0.0 for i in range(99)})), "smtp", ASKED, "figures"),
+        (reported(result=ok("", **{f"m{i}": 0.0 for i in range(999)})), "smtp", ASKED, "figures"),
         (reported(result=None), "smtp", ASKED, "has not looked yet"),
         (GOOD, "imap", ASKED, "has no check imap; it has smtp"),
         (GOOD, "smtp", expecting("nfs"), "check smtp is of type tcp, not nfs"),
@@ -225,6 +228,22 @@ def test_results_come_over_one_kept_connection(tmp_path: Path) -> None:
         assert runner.server is not None
         assert runner.server.requests_count == 2
         assert len(runner.server.connections) == 1
+
+    play(tmp_path, scene)
+
+
+def test_all_the_figures_that_a_program_may_say_come_through(tmp_path: Path) -> None:
+    said = " ".join(f"'{i} {'long ' * 100}'={i}" for i in range(FIGURES + 9))
+    program = Exec(command=("/bin/sh", "-c", f'echo "dead|{said}"; exit 2'))
+
+    async def scene(lab: Lab) -> None:
+        port = await lab.serve()
+        await lab.ask(f"http://127.0.0.1:{port}")
+        found = await look(program, Target("mx0", "127.0.0.1"), 10.0)
+        assert found.verdict is Verdict.FAIL
+        assert len(found.measures) == FIGURES + 2  # of its step and of the whole
+        lab.found(found)
+        assert (await lab.look()).result == found
 
     play(tmp_path, scene)
 

@@ -63,6 +63,7 @@ def test_a_script_of_relayd_says_it_the_other_way_round(code: int, verdict: str)
         (b"'it''s'=1 a=U b= =3 c=1x d=1e3 e=1e999 /=5MB 'open=2 f=4", {
             "it_s": 1, "d": 1000, "value_bytes": 5 << 20, "open": 2, "f": 4}),
         (b"\xff\x00=1 " + b"=" * 5000, {"value": 1}),
+        (b"x" * 5000 + b"=1s", {"x" * 64 + "_seconds": 1}),
         (b"", {}),
     ],
 )  # fmt: skip
