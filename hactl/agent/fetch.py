@@ -40,7 +40,7 @@ NAMES = FIGURES + 64  # measures, or steps, of a result: a program's figures and
 DAY = 86400.0
 PAUSE = 5.0  # seconds, the longest between two tries to reach a silent agent
 SILENT = 10.0  # seconds after which people hear of it
-DEADLINE = 3.0  # seconds of one try, unless checks have more
+DEADLINE = 3.0  # seconds of one try, however long checks may take
 
 
 class AgentError(Exception):
@@ -148,11 +148,10 @@ class Link:
         node: str,
         url: str,
         tls: tuple[ssl.SSLContext, bytes] | None,
-        limit: float,
         problem: str = "",
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._node, self._url, self._tls, self._limit = node, url + PATH, tls, limit
+        self._node, self._url, self._tls = node, url + PATH, tls
         self._session: aiohttp.ClientSession | None = None
         self._asking: asyncio.Task[None] | None = None
         self._waiting: list[Told] = []
@@ -203,10 +202,11 @@ class Link:
         )
         async for attempt in retrying:
             with attempt:
+                asked = self._loop.time()
                 try:
                     heard = await self._ask()
                 except AgentError as error:
-                    self._failed(str(error))
+                    self._failed(asked, str(error))
                     raise
                 self._answered(heard)
 
@@ -215,11 +215,11 @@ class Link:
         for told in waiting:
             told(what)
 
-    def _failed(self, why: str) -> None:
+    def _failed(self, asked: float, why: str) -> None:
         now = self._loop.time()
         self.trouble = why
         if self._silent_since is None:
-            self._silent_since = now
+            self._silent_since = asked
         if not self._told and now - self._silent_since >= SILENT:
             self._told = True
             log.error("agent silent node=%s reason=%s", self._node, json.dumps(why))
@@ -242,7 +242,7 @@ class Link:
         nonce, asked = secrets.token_hex(8), self._loop.time()
         try:
             async with (
-                asyncio.timeout(self._limit),
+                asyncio.timeout(DEADLINE),
                 self._session.get(
                     self._url,
                     headers={NONCE: nonce},
@@ -257,7 +257,7 @@ class Link:
                         response.close()
                         raise AgentError(f"answers with more than {LIMIT >> 10} KiB")
         except TimeoutError:
-            raise AgentError(f"no answer in {span(self._limit)}") from None
+            raise AgentError(f"no answer in {span(DEADLINE)}") from None
         except aiohttp.ServerFingerprintMismatch:
             raise AgentError("shows another certificate than the one that is trusted") from None
         except aiohttp.ServerDisconnectedError:  # as TLS 1.3 does to whom it does not know
@@ -313,8 +313,8 @@ class Agents:
         self, nodes: Mapping[str, Node], checks: Mapping[str, Check], directory: Path
     ) -> list[str]:
         """Ask these from now on; return whom we cannot ask, and why."""
-        limits = [c.timeout for c in checks.values() if isinstance(c.option, FromAgent)]
-        urls = {name: url for name, node in nodes.items() if (url := node.url()) and limits}
+        wanted = any(isinstance(check.option, FromAgent) for check in checks.values())
+        urls = {name: url for name, node in nodes.items() if (url := node.url()) and wanted}
         secure = [name for name, url in urls.items() if url.startswith("https:")]
         found = await asyncio.to_thread(_keyed, directory, secure)
         self._hang_up()
@@ -322,7 +322,7 @@ class Agents:
             tls = found.get(name)
             problem = tls if isinstance(tls, str) else ""
             context = None if isinstance(tls, str) else tls
-            self._links[name] = Link(name, url, context, max(DEADLINE, *limits), problem)
+            self._links[name] = Link(name, url, context, problem)
         return [f"agent of {name}: {why}" for name, why in found.items() if isinstance(why, str)]
 
     def look(self, probe: Probe, check: Check, done: Callable[[Checked], None]) -> None:

@@ -365,6 +365,27 @@ def test_a_silent_agent_is_unknown_told_and_asked_again(
     play(tmp_path, scene)
 
 
+def test_a_long_timeout_of_a_check_hides_no_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "SILENT", 0.1)
+    monkeypatch.setattr(fetch, "DEADLINE", 0.15)
+    slow = msgspec.structs.replace(ASKED, interval=Duration(60), timeout=Duration(40))
+
+    async def scene(lab: Lab) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as mute:  # connects, and never answers
+            url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+            nodes = {"mx0": Node(("127.0.0.1",), agent=url)}
+            await lab.agents.configure(nodes, {"smtp": ASKED, "queue": slow}, tmp_path)
+            found = await lab.look(slow)
+            assert found.result.reason.startswith("agent: no answer in 0.1")
+            (alert,) = lab.agents.alerts()  # by its first question, which was asked before SILENT
+            assert "the agent of mx0 is silent for" in alert
+            await lab.agents.close()
+
+    play(tmp_path, scene)
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [
