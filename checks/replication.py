@@ -165,7 +165,8 @@ class Replication(Account, frozen=True, kw_only=True, tag="replication"):
         rows = [row for row in view.sources if self.channel in ("", row.get("Connection_name"))]
         if not rows:
             return fail(f"no source{f' called {self.channel}' if self.channel else ''}: no replica")
-        found = [source(row) for row in rows]
+        back = _from(rows, other) if isinstance(peer, View) else None
+        found = [source(row, answers=row is back) for row in rows]
         worst = max((each.verdict for each in found), key=_WORST.index)
         names = [row.get("Connection_name") for row in rows]
         text = ", ".join(
@@ -215,8 +216,8 @@ def named(row: Row) -> Row:
     return found
 
 
-def source(row: Row) -> Source:
-    """Judge one source."""
+def source(row: Row, *, answers: bool = False) -> Source:
+    """Judge one source; *answers*: it told us so itself."""
     io, sql = row.get("Slave_IO_Running"), row.get("Slave_SQL_Running")
     if io is None or sql is None:
         return Source(Verdict.UNKNOWN, "status without threads")
@@ -232,6 +233,12 @@ def source(row: Row) -> Source:
             return Source(Verdict.FAIL, f"io thread {_doing(io)}{_why(row, 'IO')}")
         host = quote((row.get("Master_Host") or "").encode(), 60)
         told = f" ({number} {_MEANINGS.get(number, 'not reached')})" if number else ""
+        if io == "No":  # master-retry-count; unlike one that connects it is no better later
+            if answers:
+                why = f"io thread gave up{told}, and the source answers: START SLAVE or REPLICA"
+                return Source(Verdict.FAIL, why)
+            why = f"lag is unknown: io thread gave up{told}: START SLAVE or REPLICA"
+            return Source(Verdict.UNKNOWN, why)
         return Source(Verdict.UNKNOWN, f"lag is unknown: no connection to the source {host}{told}")
     behind = row.get("Seconds_Behind_Master")
     if behind is None or not behind.isdigit():

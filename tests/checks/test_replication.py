@@ -33,6 +33,7 @@ def row(**changes: str | None) -> Row:
 
 
 AWAY: dict[str, Any] = {"Slave_IO_Running": "Connecting", "Seconds_Behind_Master": None}
+GAVE_UP = {**AWAY, "Slave_IO_Running": "No", "Last_IO_Errno": "2003"}
 LOCKED = "Waiting for table metadata lock"
 
 
@@ -68,8 +69,10 @@ LOCKED = "Waiting for table metadata lock"
          f"lag is unknown: no connection to the source {THERE} (9999 not reached)", None),
         ({**AWAY, "Slave_IO_Running": "No", "Last_IO_Errno": "1236"}, "fail",
          "io thread stopped: 1236 the source no longer has what is asked for", None),
-        ({**AWAY, "Slave_IO_Running": "No", "Last_IO_Errno": "2003"}, "unknown",
+        ({**AWAY, "Last_IO_Errno": "2003"}, "unknown",
          f"lag is unknown: no connection to the source {THERE} (2003 nobody answers)", None),
+        (GAVE_UP, "unknown", "lag is unknown: io thread gave up (2003 nobody answers): "
+         "START SLAVE or REPLICA", None),
         ({"Slave_SQL_Running": "No", "Last_SQL_Errno": "1062", "Seconds_Behind_Master": None},
          "fail", "sql thread stopped: 1062 duplicate key: both sides wrote the same one", None),
         ({"Slave_SQL_Running": "No", "Last_SQL_Errno": "1950", "Last_SQL_Error": "\x1b what"},
@@ -161,6 +164,25 @@ def test_both_sides_are_compared(
     mine: View, peer: View | Result | str, verdict: str, reason: str
 ) -> None:
     assert judged(mine, peer) == (verdict, reason)
+
+
+@pytest.mark.parametrize(
+    ("sources", "peer", "verdict"),
+    [
+        ([row(**GAVE_UP)], view("2"), "fail"),
+        ([row(**GAVE_UP)], "no answer", "unknown"),
+        ([row(**GAVE_UP)], fail("login refused (1045)"), "unknown"),
+        ([row(**AWAY, Last_IO_Errno="2003")], view("2"), "unknown"),
+        ([row(), row(**GAVE_UP, Master_Host="192.0.2.3")], view("2"), "unknown"),
+        ([row(**GAVE_UP), row(Master_Host="192.0.2.3")], view("2"), "fail"),
+    ],
+)
+def test_a_thread_that_gave_up_is_a_fail_once_its_source_answers(
+    sources: list[Row], peer: View | Result | str, verdict: str
+) -> None:
+    found, reason = judged(view("1", *sources), peer)
+    assert found == verdict
+    assert ("gave up (2003 nobody answers), and the source answers" in reason) == (found == "fail")
 
 
 def test_divergence_is_remembered_when_the_next_transaction_hides_it() -> None:

@@ -16,7 +16,8 @@ from checks import Target
 from checks._tasks import look
 from checks.replication import Replication
 from hactl.core.model import Result
-from tests.services.pair import Pair, run
+from tests.services.mariadb import free_address
+from tests.services.pair import ACCOUNTS, FOLLOW, Pair, Side, run
 from tests.services.servers import PATIENCE
 
 pytestmark = pytest.mark.service
@@ -168,6 +169,30 @@ def test_the_survivor_of_a_hung_source_does_not_believe_in_no_lag(
         alone.until("unknown", r"lag is unknown: no connection to the source .*")
     for looking in (alone, *both):
         well(looking)
+
+
+def test_a_replica_that_gave_up_fails_once_its_source_answers(pair: Pair, directory: Path) -> None:
+    template, host = directory / "pair" / "template", free_address()
+    side = Side(directory / "impatient", 3, template, host, conf="master-retry-count=2\n")
+    try:
+        side.sql(*ACCOUNTS, database=None)
+        source = pair.sides[1]
+        side.sql(FOLLOW.format(host=source.host).replace("3306", "3309"), "START SLAVE")
+        alone, both = Looking(pair, 0), Looking(pair, 0, pair=(host, source.host))
+        alone.address = both.address = host
+        alone.until("unknown", r"lag is unknown: io thread gave up \(2003 .*\): START SLAVE .*")
+        both.until("fail", r"io thread gave up \(2003 .*\), and the source answers: START SLAVE .*")
+        with source.frozen():
+            both.until("unknown", r"lag is unknown: io thread gave up .*")
+        side.sql("STOP SLAVE IO_THREAD")
+        alone.until("unknown", r"lag is unknown: io thread gave up .*")
+        side.sql("STOP SLAVE", FOLLOW.format(host=source.host), "START SLAVE")
+        well(alone)
+        side.sql("STOP SLAVE IO_THREAD")
+        alone.until("fail", "io thread stopped, without an error")
+    finally:
+        side.server.stop()
+    well(Looking(pair, 0))
 
 
 def test_one_door_is_full_and_the_other_open(pair: Pair, alone: Looking) -> None:
