@@ -296,10 +296,10 @@ def findings(view: View, rows: list[Row], peer: View | None, other: str) -> Iter
     if dropped:
         shown = quote(", ".join(dropped).encode(), 80)
         yield f"filters: {shown}: in binlog-do-db there and not in replicate-do-db here, or reversed"
-    elif ours is not None and (peer.logs or not _filters(ours)):
+    elif ours is not None and whole(ours, peer.logs, view.logs):
         yield from (f"diverged: skipped here: {each}" for each in skipped(view.state))
     theirs = peer.sources[0] if len(peer.sources) == 1 else None
-    if theirs is not None and not apart(theirs, view.logs) and (view.logs or not _filters(theirs)):
+    if theirs is not None and whole(theirs, view.logs, peer.logs):
         yield from (f"diverged: skipped on {other}: {each}" for each in skipped(peer.state))
     keys = [(_number(each.state, "step"), _number(each.state, "start")) for each in (view, peer)]
     (step, start), (step_there, start_there) = keys
@@ -338,8 +338,20 @@ def apart(row: Row, logs: frozenset[str] | None) -> frozenset[str]:
     return taken ^ logs if taken and logs else frozenset()
 
 
-def _filters(row: Row) -> bool:
-    return any(each for key, each in row.items() if key.startswith("Replicate_") and each != "0")
+def whole(row: Row, logs: frozenset[str] | None, own: frozenset[str] | None) -> bool:
+    """Tell whether a replica takes all that its source *logs*, and has it in its *own* log."""
+    taken = _list(row.get("Replicate_Do_DB"))
+    if _filters(row, but="Replicate_Do_DB") or taken not in (frozenset(), logs):
+        return False
+    return not own or frozenset() < (logs or frozenset()) <= own
+
+
+def _filters(row: Row, but: str = "") -> bool:
+    return any(
+        each
+        for key, each in row.items()
+        if key.startswith("Replicate_") and key != but and each != "0"
+    )
 
 
 def _list(text: str | None) -> frozenset[str]:

@@ -185,6 +185,36 @@ def test_a_thread_that_gave_up_is_a_fail_once_its_source_answers(
     assert ("gave up (2003 nobody answers), and the source answers" in reason) == (found == "fail")
 
 
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"Replicate_Ignore_DB": "mail"},
+        {"Replicate_Do_Table": "sogo.users"},
+        {"Replicate_Ignore_Table": "sogo.sessions"},
+        {"Replicate_Wild_Do_Table": "sogo.%"},
+        {"Replicate_Wild_Ignore_Table": "%.cache_%", "Replicate_Do_DB": ""},
+        {"Replicate_Do_DB": "sogo"},
+    ],
+)
+def test_what_a_filter_leaves_out_is_not_skipped(filters: dict[str, str]) -> None:
+    gap, filtered = "1-1-5,2-2-8", row(**filters)
+    for mine, peer in (
+        (view("1", filtered, logged=gap), view("2")),
+        (view("1"), view("2", filtered, logged=gap)),
+    ):
+        assert "diverged" not in judged(mine, peer)[1]
+
+
+def test_what_a_replica_does_not_log_itself_is_not_skipped() -> None:
+    gap, most = "1-1-5,2-2-8", row(Replicate_Do_DB="dbispconfig,mail,sogo")
+    more = LOGS | {"mail"}
+    assert judged(view("1", most, logged=gap), view("2", logs=more)) == ("ok", "lag 0s")
+    less = view("2", logged=gap, logs=frozenset({"sogo"}))
+    assert judged(view("1", row(Replicate_Do_DB="sogo")), less) == ("ok", "lag 0s")
+    verdict, reason = judged(view("1", most, logged=gap, logs=more), view("2", logs=more))
+    assert (verdict, reason.split(": ")[0]) == ("warn", "diverged")
+
+
 def test_divergence_is_remembered_when_the_next_transaction_hides_it() -> None:
     memory: dict[str, float] = {}
     assert judged(view("1", logged="1-1-5,2-2-8"), view("2"), memory, 100.0)[0] == "warn"
