@@ -14,6 +14,7 @@ Source: MySQL's and MariaDB's error references.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import ssl
@@ -37,6 +38,7 @@ from hactl.core.units import Secret
 THREADS = 64  # of all looks at databases together
 LIMIT = 1 << 20  # bytes that a server may say in a look
 STATEMENT = 10  # seconds after which the server gives up a statement, which outlives its look
+DOOR = 2.0  # seconds for the other door, as what is wrong at the first is known by then
 KEPT = 30.0  # seconds for which a connection that was not greeted is waited for
 
 FULL, REFUSED, BLOCKED, NO_HOST = 1040, 1045, 1129, 1130
@@ -385,6 +387,18 @@ def _lost(number: int, message: str) -> Exception:
     if number == 2026:
         return Refused(fail("login: the server offers no TLS"))
     return Refused(fail(quote(f"{number} {message}".encode(), 160)))
+
+
+def trouble(error: Refused | OSError | EOFError) -> str:
+    """Say in a few words why nothing came of a look."""
+    if isinstance(error, Refused):
+        return error.result.reason
+    if isinstance(error, EOFError):
+        return "closed in mid-answer"
+    if isinstance(error, ssl.SSLError):
+        return _tls.trouble(error)[1]
+    number = error.errno or 0
+    return (os.strerror(number) if number > 0 else error.strerror or "no answer").lower()
 
 
 def said(number: int, message: str) -> Result:

@@ -7,6 +7,7 @@ Source: MariaDB's server system variables; MySQL 8.4's.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from checks import Step, Target
-from checks._mysql import FULL, Account, Refused, Row, Session, ask
+from checks._mysql import DOOR, FULL, Account, Refused, Row, Session, ask, trouble
 from checks._wire import quote
 from hactl.core.model import Result, Verdict, fail, unknown
 
@@ -62,9 +63,10 @@ class Mysql(Account, frozen=True, kw_only=True, tag="mysql"):
             if refused.number != FULL or self.extra_port is None:
                 return refused.result
         try:
-            seen = await ask(self, target, step, _state, port=self.extra_port)
-        except Refused as refused:
-            return fail(f"{FULL} too many connections; extra_port: {refused.result.reason}")
+            async with asyncio.timeout(DOOR):
+                seen = await ask(self, target, step, _state, port=self.extra_port)
+        except (Refused, OSError, EOFError) as error:
+            return fail(f"{FULL} too many connections; extra_port: {trouble(error)}")
         return self.judge(seen, full=True)
 
     def look(self, session: Session) -> Seen:

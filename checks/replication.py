@@ -19,7 +19,7 @@ import pymysql
 from msgspec import Struct, structs
 
 from checks import Step, Target
-from checks._mysql import FULL, Account, Refused, Row, Session, ask
+from checks._mysql import DOOR, FULL, Account, Refused, Row, Session, ask, trouble
 from checks._wire import quote
 from hactl.core.model import Result, Verdict, fail, unknown
 from hactl.core.units import span
@@ -121,9 +121,12 @@ class Replication(Account, frozen=True, kw_only=True, tag="replication"):
             if refused.number != FULL or self.extra_port is None:
                 return refused.result
         try:
-            return await ask(self, target, step, self.look, port=self.extra_port)
-        except Refused as refused:
-            return refused.result
+            async with asyncio.timeout(DOOR):
+                return await ask(self, target, step, self.look, port=self.extra_port)
+        except (Refused, OSError, EOFError) as error:
+            if isinstance(error, Refused) and error.number:  # the server's own word
+                return error.result
+            return fail(f"{FULL} too many connections; extra_port: {trouble(error)}")
 
     async def there(self, target: Target) -> View | Result | str:
         """Ask the other side; a text says why it gave no answer."""
@@ -131,7 +134,7 @@ class Replication(Account, frozen=True, kw_only=True, tag="replication"):
             by_address = structs.replace(self, socket=None)
             return await by_address.here(target, lambda _name: None)
         except (OSError, EOFError) as error:
-            return (str(error.strerror if isinstance(error, OSError) else "") or "closed").lower()
+            return trouble(error)
 
     def look(self, session: Session) -> View:
         """Read all that a server says of its replication."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 import threading
 from asyncio import StreamReader as Reader
@@ -18,6 +19,7 @@ from checks import Target, _mysql
 from checks._mysql import Row, grant, said
 from checks._tasks import look
 from checks.mysql import Mysql, Seen
+from checks.replication import Replication
 from hactl.core.model import Result, Verdict
 from hactl.core.units import Secret
 from tests.checks.peers import LONG, SHORT, Handler, hang, reset, serving, summary
@@ -302,6 +304,38 @@ def test_a_kept_connection_that_ends_is_made_anew(login: Secret) -> None:
 
     silent, well = asyncio.run(main())
     assert (silent.verdict, well.verdict) == (Verdict.FAIL, Verdict.OK)
+
+
+@pytest.mark.parametrize(
+    ("door", "reason"),
+    [
+        (None, "connection refused"),
+        (hang, "no answer"),
+        (slam, "greeting: closed without a word"),
+        (says(greeting(), then=slam), "closed in mid-answer"),
+        (says(b"220 mx0 ESMTP\r\n", then=slam), "not an answer of MySQL (Packet seq"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Mysql, Replication])
+def test_the_other_door_does_not_hide_that_the_first_is_full(
+    login: Secret, monkeypatch: pytest.MonkeyPatch, kind: type[Mysql | Replication],
+    door: Handler | None, reason: str,
+) -> None:  # fmt: skip
+    for module in ("mysql", "replication"):
+        monkeypatch.setattr(f"checks.{module}.DOOR", SHORT if door is hang else LONG)
+
+    async def main() -> Result:
+        with socket.socket() as closed:  # bound, and nobody listens
+            closed.bind(("127.0.0.1", 0))
+            async with serving(says(FULL)) as port, serving(door or hang) as extra_port:
+                if door is None:
+                    extra_port = closed.getsockname()[1]
+                check = kind(login=login, port=port, extra_port=extra_port)
+                return await look(check, Target("mx0", "127.0.0.1", 1000.0), LONG)
+
+    result = asyncio.run(main())
+    reason = f"1040 too many connections; extra_port: {reason}"
+    assert (result.verdict, result.reason[: len(reason)]) == (Verdict.FAIL, reason)
 
 
 def test_threads_for_databases_have_an_end(login: Secret, monkeypatch: pytest.MonkeyPatch) -> None:
