@@ -89,8 +89,11 @@ class Replication(Account, frozen=True, kw_only=True, tag="replication"):
     def problems(self) -> Iterable[tuple[str, str]]:
         """Yield what is no pair, and no table."""
         yield from super().problems()
-        if self.pair and (len(self.pair) != 2 or None in map(_canonical, self.pair)):
+        sides = set(map(_canonical, self.pair))
+        if self.pair and (len(self.pair) != 2 or None in sides):
             yield "pair", "expected the IP addresses of both sides"
+        elif len(sides) == 1:
+            yield "pair", f"expected two addresses (got {self.pair[0]} twice)"
         if self.heartbeat and not _TABLE.fullmatch(self.heartbeat):
             yield "heartbeat", 'expected a table, like "percona.heartbeat"'
 

@@ -273,6 +273,8 @@ def test_options_that_cannot_be_are_said_at_load(tmp_path: Path) -> None:
     assert (
         list(Replication(login=login, pair=(HERE, "2001:db8::1"), heartbeat="a.b").problems()) == []
     )
-    for pair in ((HERE,), (HERE, "db2.example.org")):
+    for pair in (
+        (HERE,), (HERE, "db2.example.org"), (HERE, HERE), ("2001:db8::1", "2001:DB8:0::1"),
+    ):  # fmt: skip
         wrong = Replication(login=login, pair=pair, heartbeat="a.b; drop table a.b")
         assert [field for field, _ in wrong.problems()] == ["pair", "heartbeat"]
