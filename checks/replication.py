@@ -25,6 +25,7 @@ from hactl.core.model import Result, Verdict, fail, unknown
 from hactl.core.units import span
 
 PATIENCE = 1.0  # seconds for the other side, once this one has answered
+DIGITS = 18  # of a number that we believe
 SYNTAX = 1064  # what a server says to the other one's statements
 
 # Why a source cannot be reached; none of these speaks of the replica.
@@ -247,8 +248,11 @@ def source(row: Row, *, answers: bool = False) -> Source:
             return Source(Verdict.UNKNOWN, why)
         return Source(Verdict.UNKNOWN, f"lag is unknown: no connection to the source {host}{told}")
     behind = row.get("Seconds_Behind_Master")
-    if behind is None or not behind.isdigit():
+    if behind is None or not behind.isdecimal():
         return Source(Verdict.UNKNOWN, "lag is unknown: the replica does not say")
+    if len(behind) > DIGITS:
+        shown = quote(behind.encode(), 20)
+        return Source(Verdict.UNKNOWN, f"lag is unknown: {shown} is no number of seconds")
     delay = float(_number(row, "SQL_Delay"))
     lag = max(0.0, int(behind) - delay)
     text = f"lag {lag:.0f}s" + (f" beyond the wanted {delay:.0f}s" if delay else "")
@@ -273,7 +277,7 @@ def _why(row: Row, thread: str) -> str:
 
 def _number(row: Row, name: str) -> int:
     value = row.get(name) or "0"
-    return int(value) if value.isdigit() and len(value) < 19 else 0
+    return int(value) if value.isdecimal() and len(value) <= DIGITS else 0
 
 
 def beaten(beats: Iterable[Row], rows: Iterable[Row]) -> float | None:
@@ -334,7 +338,7 @@ def skipped(state: Row) -> Iterable[str]:
 def _positions(text: str | None) -> Iterator[tuple[int, int]]:
     for each in (text or "").split(","):
         parts = each.strip().split("-")
-        if len(parts) == 3 and all(part.isdigit() and len(part) < 21 for part in parts):
+        if len(parts) == 3 and all(part.isdecimal() and len(part) < 21 for part in parts):
             yield int(parts[0]), int(parts[2])
 
 

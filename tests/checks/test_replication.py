@@ -81,6 +81,11 @@ LOCKED = "Waiting for table metadata lock"
          "lag is unknown: the replica does not say", None),
         ({"Seconds_Behind_Master": "-1"}, "unknown",
          "lag is unknown: the replica does not say", None),
+        ({"Seconds_Behind_Master": "\N{SUPERSCRIPT TWO}"}, "unknown",
+         "lag is unknown: the replica does not say", None),
+        ({"Seconds_Behind_Master": "9" * 400}, "unknown",
+         f"lag is unknown: {'9' * 17}... is no number of seconds", None),
+        ({"SQL_Delay": "\N{SUPERSCRIPT TWO}"}, "ok", "lag 0s", 0),
         ({"Slave_IO_Running": None}, "unknown", "status without threads", None),
     ],
 )  # fmt: skip
@@ -227,7 +232,18 @@ def test_a_skipped_transaction_shows_only_where_all_are_logged() -> None:
     state = dict(view("1", logged="2-2-8", applied="1-1-5,2-2-9").state)
     assert list(skipped(state)) == [DIVERGED]  # nothing is known of what came before domain 1
     assert list(skipped({**state, "relays": "0"})) == []
-    assert list(skipped({**state, "applied": "x,1-2,9-9-" + "9" * 30, "logged": None})) == []
+    assert (
+        list(
+            skipped(
+                {
+                    **state,
+                    "applied": "x,1-2,1-1-\N{SUPERSCRIPT TWO},9-9-" + "9" * 30,
+                    "logged": None,
+                }
+            )
+        )
+        == []
+    )
     unfiltered = row(Replicate_Do_DB="")
     gap = view("1", unfiltered, logged="1-1-5,2-2-8", logs=None)
     assert judged(gap, check=ALONE) == ("warn", f"diverged: skipped here: {DIVERGED}; lag 0s")
