@@ -122,6 +122,7 @@ class Engine:
         self._suspects: set[Probe] = set()
         self._urgent: set[Probe] = set()  # of services that have nobody who passes
         self._enabled_at: dict[Member, float] = {}
+        self._up_at: dict[Member, float] = {}  # when relayd last showed it so
         self._disabled_at: dict[Member, float] = {}
         self._uncounted: dict[Member, Decision] = {}  # disables that ended nobody knows how
         self._polling = Polling()
@@ -611,13 +612,17 @@ class Engine:
             owned, barred = self.owned.get(member), self.barred.get(member)
             if owned is None and place.host.status is not HostStatus.DISABLED:
                 owned = barred
+            if place.host.status is HostStatus.UP:
+                self._up_at[member] = now
+            came = self._enabled_at.get(member, float("-inf"))
+            fell = place.host.status is HostStatus.DOWN and self._up_at.get(member, came) > came
             standing = Standing(
                 member,
                 node,
                 self.plan.nodes[node].weight if node else 1,
                 place.host.status if place.shown else None,
                 place.since,
-                fresh < self._enabled_at.get(member, float("-inf")),
+                fresh < came and not fell,  # relayd has found out
                 place.fixed,
                 self._override(member.service, node) if self.overrides else None,
                 owned,
