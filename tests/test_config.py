@@ -693,19 +693,19 @@ def test_an_escape_that_breaks_the_parser_is_an_error(monkeypatch: pytest.Monkey
 def test_an_alias_bomb_is_defused_at_once() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
-    start = time.monotonic()
+    start = time.thread_time()
     assert wrong("\n".join(lines)) == ["5:10: aliases add more than 10000 values"]
-    assert time.monotonic() - start < 0.5
+    assert time.thread_time() - start < 5  # of this thread's own: it is the order that counts
 
 
 def test_a_thousand_errors_are_all_said_and_soon() -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     messages = wrong(MODE + "".join(f"modes{n}: x\n" for n in range(10_000)))
     assert (len(messages), messages[0]) == (
         10_000,
         '2:1: modes0: unknown key; did you mean "mode"?',
     )
-    assert time.monotonic() - start < 2
+    assert time.thread_time() - start < 20
 
 
 # Files

@@ -373,14 +373,14 @@ def test_show_that_cannot_be_believed_is_an_error(
     [
         "exec sleep 60",
         "trap '' TERM; echo command succeeded; exec sleep 60",
-        "sleep 1 & exec sleep 60",  # somebody else holds the pipes
+        "sleep 20 & exec sleep 60",  # somebody else holds the pipes
     ],
 )
 def test_call_without_an_end_is_killed_and_its_outcome_unknown(tmp_path: Path, script: str) -> None:
     relayctl = fake(tmp_path, f"echo $$ >{tmp_path}/pid\n{script}", timeout=0.2)
     start = time.monotonic()
     outcome = run(relayctl.run("host", "disable", "3"))
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 10
     assert outcome == Outcome(
         Answer.UNKNOWN, "relayctl: host disable 3: no answer in 0.2s, outcome unknown"
     )
