@@ -117,9 +117,8 @@ class Reload:
             self._say(f"hactld was not told, and may switch hosts meanwhile: {problem}")
         self._begun = True
         try:
-            with _undisturbed():
-                await self._reload(conf, off, gone)
-                await self._flush(gone)
+            await self._reload(conf, off, gone)
+            await self._flush(gone)
             return await self._prove(conf, off, gone)
         finally:
             self._tell("end")
@@ -181,13 +180,14 @@ class Reload:
         watch = asyncio.create_task(self._watch(await self._filled(shown), done))
         began = loop.time()
         try:
-            await self._relayctl.reload()
-            await self._loaded(shown, counts)
-            self._say(f"loaded after {_ms(loop.time() - began)}")
-            await self._disable(off)
-            await self._command("poll")
-            await self._answered(conf)
-            await self._command("poll")
+            with _undisturbed():
+                await self._relayctl.reload()
+                await self._loaded(shown, counts)
+                self._say(f"loaded after {_ms(loop.time() - began)}")
+                await self._disable(off)
+                await self._command("poll")
+                await self._answered(conf)
+                await self._command("poll")
             polled = loop.time()
             done.set()
             empty = await watch
