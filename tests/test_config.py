@@ -695,7 +695,7 @@ def test_an_alias_bomb_is_defused_at_once() -> None:
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     start = time.thread_time()
     assert wrong("\n".join(lines)) == ["5:10: aliases add more than 10000 values"]
-    assert time.thread_time() - start < 5  # of this thread's own: it is the order that counts
+    assert time.thread_time() - start < 0.5  # of this thread's own: it is the order that counts
 
 
 def test_a_thousand_errors_are_all_said_and_soon() -> None:
@@ -705,7 +705,7 @@ def test_a_thousand_errors_are_all_said_and_soon() -> None:
         10_000,
         '2:1: modes0: unknown key; did you mean "mode"?',
     )
-    assert time.thread_time() - start < 20
+    assert time.thread_time() - start < 2
 
 
 # Files

@@ -424,7 +424,7 @@ def flapping(tables: Tables, flaps: list[float]) -> None:
             world.run(well)
 
 
-@settings(quickly, max_examples=max(1, EXAMPLES // 20))
+@settings(quickly, max_examples=max(2, EXAMPLES // 20))
 @example(PAIR, [20.0])
 @given(st.sampled_from(SHAPES), FLAPS)
 def test_rule_6_no_pattern_removes_a_member_more_than_seven_times_an_hour(
