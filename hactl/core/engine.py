@@ -47,7 +47,7 @@ from hactl.core.model import (
     Verb,
     Want,
 )
-from hactl.core.policy import Fate, Memory, Seat, Shared, Standing
+from hactl.core.policy import Fate, Hold, Memory, Seat, Shared, Standing
 from hactl.core.proof import Difference, Pf, Proof, Signs
 from hactl.core.reconcile import Polling, reconcile
 from hactl.core.schedule import Timing
@@ -124,7 +124,6 @@ class Engine:
         self._enabled_at: dict[Member, float] = {}
         self._up_at: dict[Member, float] = {}  # when relayd last showed it so
         self._disabled_at: dict[Member, float] = {}
-        self._uncounted: dict[Member, Decision] = {}  # disables that ended nobody knows how
         self._polling = Polling()
         self._next_polling = self._polling
         self.proof = Proof()
@@ -373,13 +372,12 @@ class Engine:
             if place is None or not place.shown:
                 continue
             if place.host.status is HostStatus.DISABLED:
-                if (decision := self._uncounted.pop(member, None)) is not None:
-                    self._removed_by(decision, now)
+                if not self._counted(member, owned):
+                    self._removed_by(self._decided(member, owned), now)
                 if owned.unsure > now + LANDED:  # it was carried out, with all that waited with it
                     self.owned[member] = replace(owned, unsure=now + LANDED)
             elif now >= owned.unsure:
                 del self.owned[member]
-                self._uncounted.pop(member, None)
                 self._say_undone(member)
 
     def _say_undone(self, member: Member) -> None:
@@ -855,11 +853,8 @@ class Engine:
             return
         if action.verb is Verb.DISABLE:
             self._disabled_at[member] = now
-            self._uncounted.pop(member, None)
-            if done:
+            if done:  # else it counts if it shows
                 self._removed_by(self.decisions[member], now)
-            elif unsure:  # it counts when it shows
-                self._uncounted[member] = self.decisions[member]
             if unsure and member in self.owned:
                 self.owned[member] = replace(self.owned[member], unsure=now + unsure)
         elif done:
@@ -869,6 +864,24 @@ class Engine:
         """Count a removal that relayd carried out, for holds, pace and load guards."""
         name = decision.member.service
         self.memories[name] = self.memories.get(name, Memory()).removed(decision, now)
+
+    def _counted(self, member: Member, owned: Owned) -> bool:
+        """Tell whether the removal behind an own disable was counted.
+
+        It was not if nobody knows how the command ended, or if hactld ended before it knew.
+        """
+        service = self.plan.services.get(member.service)
+        if service is None or service.hook:  # there checks do not disable
+            return True
+        memory = self.memories.get(member.service, Memory())
+        return memory.holds.get(member, Hold()).decision == owned.decision
+
+    def _decided(self, member: Member, owned: Owned) -> Decision:
+        """Return the decision of an own disable, or what is still known of it."""
+        decision = self.decisions.get(member)
+        if decision is not None and decision.id == owned.decision:
+            return decision
+        return Decision(member, Want.OUT, owned.cause, "", id=owned.decision)
 
     # proof
 
@@ -981,7 +994,9 @@ class Engine:
     def remember(self, memories: Mapping[str, Memory]) -> None:
         """Take what was stored of policy's memory; the rest follows from what is owned."""
         for name, memory in memories.items():
-            out = frozenset(m for m in self.owned if m.service == name)
+            self.memories[name] = memory
+            owned = {m: o for m, o in self.owned.items() if m.service == name}
+            out = frozenset(m for m, o in owned.items() if self._counted(m, o))
             paced = tuple(sorted(t for hold in memory.holds.values() for t in hold.removals))
             self.memories[name] = replace(memory, out=out, paced=paced)
 
@@ -1005,7 +1020,9 @@ class Engine:
         ]
         for member in taken:
             decision = self.decisions.get(member)
-            self.owned[member] = Owned(decision.id if decision else 0, "adopted")
+            owned = self.owned[member] = Owned(decision.id if decision else 0, "adopted")
+            adopted = Decision(member, Want.OUT, owned.cause, "", id=owned.decision)
+            self._removed_by(adopted, self.places[member].since)
         return taken
 
     def thaw(self, target: str) -> bool:

@@ -179,13 +179,15 @@ class Hold(Struct, frozen=True):
     """How often a member was removed by checks, and until when it may not return for that.
 
     *level* as of the newest of *removals* (their times, those of the last hour); *graced* is when
-    a restart last cost no level.
+    a restart last cost no level; *decision* is that of the last removal by us that was counted,
+    whatever its cause.
     """
 
     level: int = 0
     removals: tuple[float, ...] = ()
     until: float = float("-inf")
     graced: float = float("-inf")
+    decision: int = 0
 
     def removed(self, now: float) -> Hold:
         """Count a removal; the return waits nothing at level 0, then 16 s, doubling."""
@@ -195,7 +197,7 @@ class Hold(Struct, frozen=True):
         until = now + wait
         if len(removals) >= CAP:
             until = max(until, removals[-CAP] + HOUR)
-        return Hold(level + 1, removals, until, self.graced)
+        return Hold(level + 1, removals, until, self.graced, self.decision)
 
     def level_at(self, now: float) -> int:
         """Return the level: one less for each five minutes since the last removal."""
@@ -207,7 +209,7 @@ class Hold(Struct, frozen=True):
         """Take the level back if the node was only restarted, once an hour."""
         quick = bool(self.removals) and answered - self.removals[-1] <= RESTART
         if self.level == 1 and quick and now > self.graced + HOUR:
-            return Hold(0, self.removals, self.until, now)
+            return Hold(0, self.removals, self.until, now, self.decision)
         return self
 
 
@@ -246,16 +248,15 @@ class Memory(Struct, frozen=True):
     def removed(self, decision: Decision, now: float) -> Memory:
         """Count a removal that was carried out; the same one again after a reload is none."""
         member = decision.member
-        if member in self.out:
-            return self
-        kept = replace(self, out=self.out | {member})
-        if decision.cause not in ("check", "prefer"):
+        hold = replace(self.holds.get(member, Hold()), decision=decision.id)
+        kept = replace(self, out=self.out | {member}, holds={**self.holds, member: hold})
+        if member in self.out or decision.cause not in ("check", "prefer"):
             return kept
         guards = dict(self.guards)
         for check in decision.checks if decision.cause == "prefer" else ():
             guards[check] = replace(guards.get(check, LoadGuard()), removed=now)
-        hold = self.holds.get(member, Hold()).removed(now)
-        kept = replace(kept, holds={**self.holds, member: hold}, guards=guards)
+        holds = {**self.holds, member: hold.removed(now)}
+        kept = replace(kept, holds=holds, guards=guards)
         if decision.swap:
             return replace(kept, swaps=(*(t for t in self.swaps if t > now - HOUR), now))
         return replace(kept, paced=(*(t for t in self.paced if t > now - HOUR), now))

@@ -95,6 +95,7 @@ def stored(memory: Memory, clock: Clock) -> Lasting:
                 tuple(clock.wall(t) for t in hold.removals),
                 clock.wall(hold.until),
                 None if hold.graced == NEVER else clock.wall(hold.graced),
+                hold.decision,
             )
             for member, hold in memory.holds.items()
         ),
@@ -121,6 +122,7 @@ def restored(service: str, lasting: Lasting, clock: Clock) -> Memory:
             tuple(min(now, clock.loop(t)) for t in row.removals),
             min(clock.loop(row.until), now + HOUR),
             NEVER if row.graced is None else min(now, clock.loop(row.graced)),
+            row.decision,
         )
         for row in lasting.holds
     }

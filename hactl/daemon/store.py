@@ -63,6 +63,7 @@ class HoldRow(Struct, frozen=True):
     removals: tuple[float, ...]
     until: float
     graced: float | None
+    decision: int = 0
 
 
 class GuardRow(Struct, frozen=True):

@@ -218,6 +218,18 @@ def test_a_foreign_disable_is_told_once_after_ten_minutes_and_can_be_taken_over(
     assert [a.words() for a in bench.cycle()] == [("host", "enable", "1")]
 
 
+def test_a_host_taken_over_by_hand_is_no_removal_of_ours() -> None:
+    bench = Bench()
+    bench.status[A] = OFF
+    bench.cycle()
+    bench.engine.adopt(A)
+    bench.fail(A)
+    bench.cycle()
+    bench.cycle()
+    assert bench.engine.owned[MX_A].cause == "check"
+    assert bench.engine.memories["mx"].holds[MX_A].removals == ()
+
+
 def test_a_host_missing_in_pf_is_polled_for_within_a_budget() -> None:
     bench = Bench()
     bench.cycle()

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from hactl.core.engine import Engine
 from hactl.core.explain import explain, snapshot
 from hactl.core.model import (
+    Action,
     Checked,
     Decision,
     Facts,
@@ -31,6 +32,7 @@ from hactl.core.model import (
     Verb,
     Want,
 )
+from hactl.core.policy import Hold
 from tests.core.world import LOST, OK, REFUSED, SILENT, WARNED, World, failing
 
 PAIR = {"mx": (("A", "B"),)}
@@ -932,6 +934,31 @@ def test_a_removal_of_unknown_outcome_that_was_not_carried_out_takes_no_hold() -
     world.say = lambda probe, now: OK
     world.run(90)
     assert world.engine.memories["mx"].holds == {}
+
+
+class KilledError(Exception):
+    """hactld is gone in the middle of a command."""
+
+
+@pytest.mark.parametrize(("carried_out", "counted"), [(False, 0), (True, 1)])
+def test_a_removal_counts_when_it_shows_though_hactld_was_killed_before_its_end(
+    carried_out: bool, counted: int
+) -> None:
+    class Killing(World):
+        def carry_out(self, action: Action) -> None:
+            disable = action.verb is Verb.DISABLE
+            if carried_out or not disable:
+                super().carry_out(action)
+            if disable:
+                raise KilledError
+
+    world = Killing(PAIR, say=failing("A", after=20))
+    with pytest.raises(KilledError):
+        world.run(60)
+    world.restart_hactld()
+    world.engine.observed(world.show(), world.now)
+    hold = world.engine.memories["mx"].holds.get(Member("mx", 0, "A"), Hold())
+    assert len(hold.removals) == counted
 
 
 def test_explain_says_of_a_preferred_check_what_would_change_it() -> None:

@@ -13,7 +13,7 @@ from hactl.daemon.clock import Clock, restored, shifted, stored, timed
 
 A, B = Member("mx", 0, "10.0.0.4"), Member("mx", 1, "10.0.0.5")
 MEMORY = Memory(
-    holds={A: Hold(2, (100.0, 250.0), 300.0), B: Hold(1, (90.0,), 90.0, 95.0)},
+    holds={A: Hold(2, (100.0, 250.0), 300.0), B: Hold(1, (90.0,), 90.0, 95.0, 7)},
     guards={"spamd": LoadGuard(200.0, 1100.0, 1800.0), "queue": LoadGuard(210.0)},
     owner=B,
     latched=frozenset({A, B}),
