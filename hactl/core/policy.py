@@ -194,10 +194,12 @@ class Hold(Struct, frozen=True):
         level = self.level_at(now)
         wait = min(HOLD * 2 ** (level - 1), LONGEST) if level else 0.0
         removals = (*(t for t in self.removals if t > now - HOUR), now)
-        until = now + wait
-        if len(removals) >= CAP:
-            until = max(until, removals[-CAP] + HOUR)
-        return Hold(level + 1, removals, until, self.graced, self.decision)
+        hold = Hold(level + 1, removals, now + wait, self.graced, self.decision)
+        return replace(hold, until=max(hold.until, hold.capped()))
+
+    def capped(self) -> float:
+        """Return the time before which another removal could be one too many in an hour."""
+        return self.removals[-CAP] + HOUR if len(self.removals) >= CAP else float("-inf")
 
     def level_at(self, now: float) -> int:
         """Return the level: one less for each five minutes since the last removal."""
@@ -303,7 +305,7 @@ class View(Struct, frozen=True):
     *failing*: the required checks that are down and speak for removal, *waiting* whether that
     removal waits for witnesses; *worse* maps each preferred check that is bad to how bad (1
     degraded, 2 down), *unsure* that no newest look said so; *held* says why the member may not
-    return yet, if it is out.
+    return yet, if it is out; *shared*: a required check is down, and shared fate suppresses it.
     """
 
     standing: Standing
@@ -315,6 +317,7 @@ class View(Struct, frozen=True):
     notes: tuple[Note, ...]
     order: int
     degraded: bool = False
+    shared: bool = False
 
     @property
     def member(self) -> Member:
@@ -337,6 +340,11 @@ class View(Struct, frozen=True):
     @property
     def free(self) -> bool:
         return self.passes and not self.drained and not self.held
+
+    @property
+    def on_hold(self) -> bool:
+        """Nothing but its hold keeps it out."""
+        return self.passes and not self.drained and any(n.rule == "hold" for n in self.notes)
 
     @property
     def badness(self) -> int:
@@ -372,7 +380,7 @@ def view(
     """Judge one candidate by its checks, with shared fate, witness waits and holds applied."""
     failing: list[str] = []
     notes: list[Note] = []
-    waiting = degraded = False
+    waiting = degraded = suppressed = False
     stays = standing.enabled and standing.member not in memory.out
     for probe in standing.probes:
         health = healths.get(probe, NEVER)
@@ -384,6 +392,7 @@ def view(
         if fate.suppresses(standing.node, probe):
             shared = f"{text}; {fate.names} fail together, so nobody is removed"
             notes.append(Note("shared fate", shared, fate.until))
+            suppressed = True
             continue
         failing.append(text)
         until = fate.waits.get((standing.node or "", probe)) if standing.enabled else None
@@ -421,7 +430,8 @@ def view(
     held = _held(standing, healths, memory, now, notes)
     unsure = unsure and bool(worse)
     return View(
-        standing, tuple(failing), waiting, worse, unsure, held, tuple(notes), order, degraded
+        standing, tuple(failing), waiting, worse, unsure, held, tuple(notes), order, degraded,
+        suppressed,
     )  # fmt: skip
 
 
@@ -432,10 +442,16 @@ def _held(
     now: float,
     notes: list[Note],
 ) -> str:
-    """Say why a member that checks took out may not return yet, "" if it may."""
+    """Say why a member that is out may not return yet, "" if it may.
+
+    If somebody else than checks took it out, only the cap holds it: an hour has no eighth removal.
+    """
     owned = standing.owned
-    if standing.enabled or owned is None or owned.cause not in ("check", "prefer", "floor"):
+    if standing.enabled or owned is None:
         return ""
+    hold = memory.holds.get(standing.member, Hold())
+    if owned.cause not in ("check", "prefer", "floor"):
+        return _wait(hold, hold.capped(), now, notes)
     seen = [(probe, healths.get(probe, NEVER)) for probe in standing.probes]
     for probe, health in seen:
         if health.state is State.UNKNOWN and health.bad:
@@ -447,10 +463,7 @@ def _held(
             held = f"{probe.check} has no answer yet"
             notes.append(Note("unknown", f"{held}; it stays out"))
             return held
-    hold = memory.holds.get(standing.member, Hold())
-    if now < hold.until:
-        held = f"removed {len(hold.removals)} times in an hour; it returns later each time"
-        notes.append(Note("hold", held, hold.until))
+    if held := _wait(hold, hold.until, now, notes):
         return held
     lost = [probe.check for probe, health in seen if _lost(health)]
     if hold.level and seen and len(lost) == len(seen):
@@ -458,6 +471,15 @@ def _held(
         notes.append(Note("unknown", f"{held}; it waits for an answer"))
         return held
     return ""
+
+
+def _wait(hold: Hold, until: float, now: float, notes: list[Note]) -> str:
+    """Say that a hold lasts until then, "" if that is over."""
+    if now >= until:
+        return ""
+    held = f"removed {len(hold.removals)} times in an hour; it returns later each time"
+    notes.append(Note("hold", held, until))
+    return held
 
 
 def _undecided(health: Health) -> str:
@@ -640,27 +662,36 @@ def _exclusive(round_: _Round) -> Member | None:
     owner = views.get(round_.memory.owner) if round_.memory.owner else None
     if owner is None:  # nobody is it yet: whoever serves now, if it passes
         owner = next((v for v in by_rank if v.standing.enabled and v.passes), None)
-    candidates = [v for v in round_.views if v.free and not v.waiting]
+    free = [v for v in by_rank if v.free and not v.waiting]
+    well = [v for v in free if not v.shared]
+    held = [v for v in by_rank if v.on_hold and not v.shared]
     pinned = next((v for v in round_.views if v.pinned), None)
+    stays = owner
+    if owner is None or owner.drained or not (owner.passes or owner.waiting):
+        stays = None
+    elif owner.shared and (well or held) and owner.standing.status is not HostStatus.UP:
+        stays = None  # it only passes for the sake of what it may still serve, and that is nothing
     if pinned is not None:
         chosen: View | None = pinned
-    elif owner is not None and (owner.passes or owner.waiting) and not owner.drained:
-        first = min(candidates, key=lambda v: v.order, default=owner)
-        back = round_.service.failback and first.order < owner.order
-        chosen = first if back else owner
+    elif stays is not None:
+        first = min(well, key=lambda v: v.order, default=stays)
+        back = round_.service.failback and first.order < stays.order
+        chosen = first if back else stays
     else:
-        ranked = [v for v in by_rank if v in candidates]
-        chosen = ranked[0] if ranked else None
+        chosen = next(iter(well or held or free), None)
         if chosen is None and round_.service.open:
             chosen = owner or next(iter(by_rank), None)
             if chosen is not None:
                 text = "nobody passes, and somebody has to be it"
                 round_.kept[chosen.member] = Note("exclusive", text)
+    if chosen in held:
+        text = "nobody else is to serve, so its hold is over"
+        round_.kept[chosen.member] = Note("floor", text)
     round_.wanted = set() if chosen is None else {chosen.member}
     round_.pushed = {
         v.member: "exclusive"
         for v in round_.views
-        if v is not chosen and (v.passes or (v.waiting and chosen is not None))
+        if v is not chosen and not v.held and (v.passes or (v.waiting and chosen is not None))
     }
     return chosen.member if chosen is not None else round_.memory.owner
 

@@ -95,7 +95,16 @@ def story(seed: int) -> Story:
     if rng.random() < 0.25:
         lasts = rng.choice((3.0, 60.0, 600.0, 3600.0))
         events.append(Event(round(rng.uniform(0.0, at), 1), "late", lasts=lasts))
-        events.sort(key=lambda event: event.at)
+    rng = random.Random(f"flap {seed}")
+    if rng.random() < 0.15:  # one that flaps as long as the story goes on
+        do, lasts = (
+            rng.choice(("crash", "hang", "refuse")),
+            rng.choice((3.0, 7.0, 15.0, 31.0, 60.0)),
+        )
+        begins = round(rng.uniform(5.0, 60.0), 1)
+        every = lasts * rng.choice((1.5, 2, 4, 8))
+        events.append(Event(begins, do, (rng.choice(nodes),), (), lasts, every))
+    events.sort(key=lambda event: event.at)
     return Story(seed, tables, "\n".join(lines), tuple(events), duration)
 
 

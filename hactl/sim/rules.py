@@ -222,11 +222,24 @@ class Watch(Watcher):
             and all(engine.healths[p].state is State.UP for p in standing.probes)
             and not (standing.override and standing.override.kind == "maint")
             and not self._frozen(world, member.service)
+            and not self._another(world, member)
         )
         if not held:
             self._held.pop(member, None)
         elif world.now > self._held.setdefault(member, world.now) + EMPTY:
             self._say(world, 1, member.service, f"pf is empty while {member}, which passes, is out")
+
+    def _another(self, world: World, member: Member) -> bool:
+        """Tell whether an exclusive service has its one: pinned, up, or in and not failing."""
+        engine = world.engine
+        assert engine is not None
+        return world.cluster.plan.services[member.service].exclusive and any(
+            s.status is HostStatus.UP
+            or (s.override is not None and s.override.kind == "pin")
+            or (s.enabled and all(engine.healths[p].state is not State.DOWN for p in s.probes))
+            for other, s in engine.standings.items()
+            if other.service == member.service and other != member
+        )
 
     def _exclusive(self, world: World) -> None:
         for name, plan in world.cluster.plan.services.items():

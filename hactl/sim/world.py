@@ -685,7 +685,7 @@ class World:
             return  # issued once more: relayd was reloaded, or somebody enabled it
         self._last_cause[member] = cause
         if cause in BY_CHECKS:
-            if called or self.cluster.plan.services[member.service].exclusive:
+            if called:
                 self._last_cause[member] = "floor"
             else:
                 account.note(member, self.now, removal=True)
