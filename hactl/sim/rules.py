@@ -14,7 +14,7 @@ from msgspec import Struct
 from hactl.core.engine import Engine
 from hactl.core.health import State
 from hactl.core.model import Action, HostStatus, Member, Verb, Verdict, Want
-from hactl.core.policy import Fate, Standing, lane
+from hactl.core.policy import Fate, Standing, lane, newest_ok
 from hactl.sim.ledger import worst_hour
 from hactl.sim.truth import Event
 from hactl.sim.world import BY_CHECKS, START, Watcher, World
@@ -218,8 +218,8 @@ class Watch(Watcher):
             and standing.status is HostStatus.DISABLED
             and standing.owned is not None
             and standing.owned.cause in BY_CHECKS
-            and bool(standing.probes)
             and all(engine.healths[p].state is State.UP for p in standing.probes)
+            and newest_ok(standing, engine.healths)  # nobody knows that of one cut off
             and not (standing.override and standing.override.kind == "maint")
             and not self._frozen(world, member.service)
             and not self._another(world, member)
