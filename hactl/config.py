@@ -1093,6 +1093,10 @@ class _Walker:
             elif seconds > check.interval and given is not None:
                 text = f"{seconds} is longer than the interval, {check.interval}"
                 self.say(given, f"{path}.{key}", text)
+        window: Duration | None = getattr(check.option, "window", None)
+        if window is not None and check.interval > window:
+            text = f"{check.interval} is longer than the window, {window}; some would go uncounted"
+            self.say(tree.get("interval") or tree.get("window") or tree, f"{path}.interval", text)
         return check
 
     def limit(self, tree: Map, path: str) -> object:
