@@ -42,6 +42,7 @@ FORGIVE = 300.0  # seconds without a removal that take a level away
 HOUR = 3600.0  # seconds
 CAP = 7  # removals by checks per member and hour: at most 15 changes, returns included
 RESTART = 5.0  # seconds: a node that answers again so soon was restarted, not sick
+SETTLED = 3.0  # seconds after which one that is well takes over, while an owner may still recover
 LOAD = 120.0  # seconds after a removal in which it may be the cause of what follows
 GUARDED = 900.0  # seconds of the first load guard; each one doubles it
 GUARD_MOST = 14400.0  # seconds of the longest; after twice that without one it starts anew
@@ -305,7 +306,8 @@ class View(Struct, frozen=True):
     *failing*: the required checks that are down and speak for removal, *waiting* whether that
     removal waits for witnesses; *worse* maps each preferred check that is bad to how bad (1
     degraded, 2 down), *unsure* that no newest look said so; *held* says why the member may not
-    return yet, if it is out; *shared*: a required check is down, and shared fate suppresses it.
+    return yet, if it is out; *shared*: a required check is down, and shared fate suppresses it;
+    *since* is when all of them came to be what they are, now if one fails just then.
     """
 
     standing: Standing
@@ -318,6 +320,7 @@ class View(Struct, frozen=True):
     order: int
     degraded: bool = False
     shared: bool = False
+    since: float = 0.0
 
     @property
     def member(self) -> Member:
@@ -381,9 +384,11 @@ def view(
     failing: list[str] = []
     notes: list[Note] = []
     waiting = degraded = suppressed = False
+    since = 0.0
     stays = standing.enabled and standing.member not in memory.out
     for probe in standing.probes:
         health = healths.get(probe, NEVER)
+        since = max(since, now if health.bad else health.since)
         if health.state is not State.DOWN:
             degraded = degraded or health.state is State.DEGRADED
             continue
@@ -431,7 +436,7 @@ def view(
     unsure = unsure and bool(worse)
     return View(
         standing, tuple(failing), waiting, worse, unsure, held, tuple(notes), order, degraded,
-        suppressed,
+        suppressed, since,
     )  # fmt: skip
 
 
@@ -667,10 +672,12 @@ def _exclusive(round_: _Round) -> Member | None:
     held = [v for v in by_rank if v.on_hold and not v.shared]
     pinned = next((v for v in round_.views if v.pinned), None)
     stays = owner
-    if owner is None or owner.drained or not (owner.passes or owner.waiting):
+    if owner is None or owner.drained or owner.on_hold or not (owner.passes or owner.waiting):
         stays = None
-    elif owner.shared and (well or held) and owner.standing.status is not HostStatus.UP:
-        stays = None  # it only passes for the sake of what it may still serve, and that is nothing
+    elif owner.shared and owner.standing.status is not HostStatus.UP:
+        # it passes for the sake of what it may still serve, and that is nothing
+        settled = (v for v in (*well, *held) if now >= v.since + SETTLED)
+        stays = None if any(settled) else owner
     if pinned is not None:
         chosen: View | None = pinned
     elif stays is not None:

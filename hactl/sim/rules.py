@@ -236,7 +236,7 @@ class Watch(Watcher):
         return world.cluster.plan.services[member.service].exclusive and any(
             s.status is HostStatus.UP
             or (s.override is not None and s.override.kind == "pin")
-            or (s.enabled and all(engine.healths[p].state is not State.DOWN for p in s.probes))
+            or (s.enabled and not _failing(engine, s))
             for other, s in engine.standings.items()
             if other.service == member.service and other != member
         )
