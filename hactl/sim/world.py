@@ -654,7 +654,7 @@ class World:
         self._say("hactl", f"{' '.join(action.words())} {action.member or ''}: {action.reason}")
         if action.verb is not Verb.POLL:
             self.changed_at = self.now
-        if action.member is not None and done and self._started:
+        if action.member is not None and done:
             self._count(action, cause, again)
         for watcher in self.watchers:
             watcher.acted(self, action)
@@ -670,12 +670,12 @@ class World:
         account = self.ledger.accounts.get(member.service)
         if account is None:
             return
-        account.figures.commands += 1
+        account.figures.commands += self._started
         if action.verb is Verb.ENABLE:
             before = self._last_cause.pop(member, "")
-            if cause in ("floor", "pin"):
+            if cause in ("floor", "pin", "exclusive"):  # somebody has to be it
                 self._called.add(member)
-            elif before in BY_CHECKS:
+            elif before in BY_CHECKS and self._started:
                 account.note(member, self.now, removal=False)
             return
         called = member in self._called
@@ -687,7 +687,7 @@ class World:
         if cause in BY_CHECKS:
             if called:
                 self._last_cause[member] = "floor"
-            else:
+            elif self._started:
                 account.note(member, self.now, removal=True)
 
     # Who serves
