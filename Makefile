@@ -16,19 +16,22 @@ LIB = $(PREFIX)/lib/hactl
 LIBEXEC = $(PREFIX)/libexec/hactl
 EXAMPLES = $(PREFIX)/share/examples/hactl
 
-.PHONY: demo check test soak bench clean install uninstall dist
+.PHONY: demo lint check test soak bench clean install uninstall dist
 
 demo: $(STAMP)
 	$(BIN)/hactl demo
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 4 -m "not service"
+
+check: lint
+	$(BIN)/pytest -q -n 4 -m "not service and not long"
 
 # Real servers have real deadlines: what fails beside others has to pass when it runs alone.
-test: check
+test: lint
+	$(BIN)/pytest -q -n 4 -m "not service"
 	$(BIN)/pytest -q -n 3 --dist loadfile -m service -rs || \
 	    { echo "once more, those that failed, one after another"; \
 	      $(BIN)/pytest -q --last-failed --last-failed-no-failures none -m service -rs; }

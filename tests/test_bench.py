@@ -41,6 +41,7 @@ def found(script: str, *arguments: str) -> Any:
     return json.loads(run(script, *arguments, "--json"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("script", PROGRAMS)
 def test_each_bench_explains_itself(script: str) -> None:
     text = run(script, "--help")
@@ -108,12 +109,14 @@ def test_scale_asks_for_the_status_meanwhile() -> None:
     assert data["status"]["ratio"] > 1
 
 
+@pytest.mark.long
 def test_what_an_agents_answer_costs_both_sides() -> None:
     data = found("agent", "--answers", "5", "--rounds", "1")
     assert [row["side"] for row in data["rows"]] == ["balancer", "agent"]
     assert all(row["us"] > 0 for row in data["rows"])
 
 
+@pytest.mark.long
 def test_every_type_of_check_succeeds_against_the_fake_servers() -> None:
     data = found("types", "--seconds", "0.1")
     names = {row["check"].partition(",")[0] for row in data["rows"]}

@@ -58,6 +58,7 @@ async def hactl(*words: str, program: str = HACTL, **environment: str) -> Ran:
     return Ran(process.returncode, out.decode(), err.decode())
 
 
+@pytest.mark.long
 def test_a_day_of_an_operator(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         at = ("-s", str(farm.socket))
@@ -173,6 +174,7 @@ def test_wrong_usage_ends_with_2(words: tuple[str, ...]) -> None:
     assert asyncio.run(hactl(*words)).code == 2
 
 
+@pytest.mark.long
 def test_config_show_and_schema(tmp_path: Path) -> None:
     path = tmp_path / "hactl.yaml"
     path.write_text("mode: observe\nnodes: {mx0: 127.0.0.4}\n")
@@ -195,6 +197,7 @@ async def hactld(*words: str) -> Ran:
     return Ran(process.returncode, out.decode(), err.decode())
 
 
+@pytest.mark.long
 def test_hactld_n_checks_the_configuration(tmp_path: Path) -> None:
     path = tmp_path / "hactl.yaml"
     path.write_text("mode: observe\n")
@@ -212,6 +215,7 @@ def test_what_a_node_says_cannot_command_the_terminal() -> None:
     assert lines[1] == "mx0   a\\nb\\tc"
 
 
+@pytest.mark.long
 def test_what_a_node_says_is_escaped_wherever_it_is_shown(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         at = ("-s", str(farm.socket))

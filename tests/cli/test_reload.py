@@ -103,6 +103,7 @@ async def test_nothing_gets_lost_though_nobody_listens_or_somebody_interrupts(be
     os.close(full)
 
 
+@pytest.mark.long
 @lab
 async def test_a_disable_that_fails_holds_up_no_other_and_is_tried_again(bench: Bench) -> None:
     await started(bench, BOTH.replace(f"interval {INTERVAL}", "interval 2"))

@@ -109,6 +109,7 @@ def test_a_changed_check_forgets_its_verdict_but_moves_nobody_by_that() -> None:
     assert out(world.run(30)) == set()
 
 
+@pytest.mark.long
 def test_a_node_whose_check_passes_is_re_added_however_long_hactld_runs() -> None:
     world = World(PAIR, rule=Rule(interval=10.0, timeout=1.0, fast=0.2))
     for hour in range(6):

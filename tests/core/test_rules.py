@@ -67,7 +67,7 @@ class Event(NamedTuple):
 WAITS = st.sampled_from((0.0, 0.3, 0.9, 2.1, 5.0, 12.0, 31.0))
 WHO = st.sampled_from("ABC")
 LOOKS = st.sets(st.tuples(WHO, st.sampled_from(CHECKS)))
-EXAMPLES = int(os.environ.get("EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
 quickly = settings(
     max_examples=EXAMPLES,
     stateful_step_count=14,
@@ -351,12 +351,12 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 def test_a_few_histories_break_no_rule() -> None:
-    run_state_machine_as_test(AnyHistory, settings=quickly)
+    run_state_machine_as_test(AnyHistory, settings=settings(quickly, max_examples=4))
 
 
-@pytest.mark.service
+@pytest.mark.long
 def test_many_histories_break_no_rule() -> None:
-    run_state_machine_as_test(AnyHistory, settings=settings(quickly, max_examples=5 * EXAMPLES))
+    run_state_machine_as_test(AnyHistory, settings=quickly)
 
 
 # Rules that need a world of their own
@@ -389,7 +389,7 @@ def exclusive(tables: Tables) -> Watched:
     return world
 
 
-@quickly
+@settings(quickly, max_examples=12)
 @given(st.sampled_from((THREE, {"mx": (("A",), ("B", "C"))})), REFUSALS)
 def test_rule_3_an_exclusive_service_never_has_two_members_in_pf(
     tables: Tables, history: list[Event]
@@ -424,6 +424,7 @@ def flapping(tables: Tables, flaps: list[float]) -> None:
             world.run(well)
 
 
+@pytest.mark.long
 @settings(quickly, max_examples=max(2, EXAMPLES // 20))
 @example(PAIR, [20.0])
 @given(st.sampled_from(SHAPES), FLAPS)

@@ -441,6 +441,7 @@ def flapping(word: str, well: float, sick: float) -> Callable[[Probe, float], Re
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("well", "sick"), [(30.0, 30.0), (297.0, 3.0), (240.0, 60.0)])
 def test_no_pattern_makes_more_than_fifteen_changes_an_hour(well: float, sick: float) -> None:
     world = World(PAIR, say=flapping("A", well, sick)).run(2 * 3600)
@@ -915,6 +916,7 @@ def test_one_that_comes_in_makes_room_for_one_removal_beside_the_pace() -> None:
     assert [sum(at < end for at in out) for end in (120, 165, 180)] == [3, 3, 5]
 
 
+@pytest.mark.long
 def test_removals_that_relayctl_did_not_live_to_confirm_take_holds_like_others() -> None:
     world = World({"mx": (("A", "B"),)}, late={Verb.DISABLE}, say=flapping("A", 30, 30))
     assert 0 < hourly(world.run(2 * 3600), "A") <= 15

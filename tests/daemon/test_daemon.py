@@ -51,6 +51,7 @@ def test_a_node_that_never_greets_is_disabled_and_comes_back(tmp_path: Path) -> 
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_kill_9_and_restart_move_nothing_though_the_clock_was_stepped(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         farm.nodes["mx0"].set("smtp", Mood.HANG)
@@ -84,6 +85,7 @@ def two_hours_ahead(directory: Path) -> None:
     db.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mode", "says"),
     [
@@ -114,6 +116,7 @@ def test_a_relayctl_that_cannot_be_believed_moves_nothing_and_status_says_so(
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_a_missing_relayctl_is_said_and_found_again(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         relayctl = farm.directory / "relayctl"
@@ -129,6 +132,7 @@ def test_a_missing_relayctl_is_said_and_found_again(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["refuse", "stuck"])
 def test_a_switch_that_fails_is_tried_once_a_cycle_and_shown(tmp_path: Path, mode: str) -> None:
     async def scene(farm: Farm) -> None:
@@ -154,6 +158,7 @@ def test_a_switch_that_fails_is_tried_once_a_cycle_and_shown(tmp_path: Path, mod
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_a_failed_write_of_a_record_is_made_up_for(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         db = sqlite3.connect(farm.directory / "state" / "hactl.db", isolation_level=None)
@@ -179,6 +184,7 @@ def test_a_failed_write_of_a_record_is_made_up_for(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_a_failure_after_the_first_of_two_actions_leaves_the_second_to_the_next_cycle(
     tmp_path: Path,
 ) -> None:
@@ -225,6 +231,7 @@ def test_a_bad_new_file_is_refused_and_the_old_one_kept(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_check_looks_now_and_shows_each_step(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         answer = await farm.ask("check", "mx0")
@@ -264,6 +271,7 @@ def test_overrides_act_ask_and_end(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_what_is_sent_to_the_socket_breaks_nothing(tmp_path: Path) -> None:
     async def send(farm: Farm, data: bytes) -> bytes:
         reader, writer = await asyncio.open_unix_connection(farm.socket)
@@ -308,6 +316,7 @@ def test_the_socket_has_its_mode_and_goes_with_hactld(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_it_leaves_the_terminal_and_says_first_what_keeps_it_from_running(tmp_path: Path) -> None:
     path = tmp_path / "hactl.yaml"
     text = f"mode: observe\nrun_dir: {tmp_path}/run\nstate_dir: {tmp_path}/state\nuser: root\n"
@@ -331,6 +340,7 @@ def test_it_leaves_the_terminal_and_says_first_what_keeps_it_from_running(tmp_pa
             assert asked.recv(1) == b""
 
 
+@pytest.mark.long
 def test_a_second_hactld_is_refused(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         second = await asyncio.create_subprocess_exec(
@@ -352,6 +362,7 @@ async def alerts(farm: Farm) -> str:
     return "\n".join((await farm.status())["alerts"])
 
 
+@pytest.mark.long
 def test_a_table_that_is_not_what_relayd_says_is_shown_polled_for_and_told(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         (farm.directory / "pf").write_text("   192.0.2.9\n")
@@ -372,6 +383,7 @@ def test_a_table_that_is_not_what_relayd_says_is_shown_polled_for_and_told(tmp_p
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_a_pf_that_cannot_be_read_moves_nothing_and_status_says_so(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         (farm.directory / "pf.mode").write_text("pfctl: /dev/pf: Permission denied\n")
@@ -413,6 +425,7 @@ async def marks(farm: Farm) -> list[str]:
     return [m["mark"] for m in (await farm.status())["services"][0]["members"]]
 
 
+@pytest.mark.long
 def test_a_reboot_makes_every_disable_somebody_elses_and_resume_takes_it_over(
     tmp_path: Path,
 ) -> None:
@@ -438,6 +451,7 @@ def test_a_reboot_makes_every_disable_somebody_elses_and_resume_takes_it_over(
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_either_record_of_a_disable_will_do(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         farm.nodes["mx0"].set("smtp", Mood.HANG)
@@ -457,6 +471,7 @@ def test_either_record_of_a_disable_will_do(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_a_disable_by_hand_right_after_a_reload_is_not_taken_for_ours(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         assert (await farm.ask("maint", "mx0"))["code"] == 0
@@ -476,6 +491,7 @@ def test_a_disable_by_hand_right_after_a_reload_is_not_taken_for_ours(tmp_path: 
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_it_leaves_a_terminal_though_nothing_of_it_is_open(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         await farm.stop()
@@ -501,6 +517,7 @@ def test_it_leaves_a_terminal_though_nothing_of_it_is_open(tmp_path: Path) -> No
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_no_command_is_under_way_when_relayd_is_left_to_a_reload(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         farm.misbehave("slow")
@@ -512,6 +529,7 @@ def test_no_command_is_under_way_when_relayd_is_left_to_a_reload(tmp_path: Path)
     play(tmp_path, scene)
 
 
+@pytest.mark.long
 def test_the_counts_are_read_before_the_last_host_that_has_any_is_disabled(tmp_path: Path) -> None:
     async def scene(farm: Farm) -> None:
         file = farm.directory / "hactl.yaml"

@@ -78,6 +78,7 @@ def play(monkeypatch: pytest.MonkeyPatch, scene: Callable[[Scene], Awaitable[Non
         asyncio.run(run(Path(name)))
 
 
+@pytest.mark.long
 def test_relayd_takes_out_whom_hactl_calls_down(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(scene: Scene) -> None:
         await scene.served(MX0, MX1)

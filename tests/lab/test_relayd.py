@@ -558,6 +558,7 @@ async def test_without_a_compiler_the_tools_are_python(bench: Bench) -> None:
     assert (await bench.run("relayd", "-n", "-f", str(bench.conf)))[2] == 0
 
 
+@pytest.mark.long
 @lab
 async def test_serve_logs_reloads_and_ends(bench: Bench) -> None:
     bench.write(A)

@@ -30,6 +30,7 @@ def test_scenario(file: Path) -> None:
     assert simulate(scenario).disappointments == ()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "file", [f for f in FILES if f.stem.startswith("clock-")], ids=lambda file: file.stem
 )

@@ -47,6 +47,7 @@ class Shown(Watcher):
         self.seen += 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("cluster", "events"), RUNS)
 def test_what_is_observed_is_what_relayctl_would_have_printed(
     cluster: Cluster, events: Sequence[Event]
@@ -56,6 +57,7 @@ def test_what_is_observed_is_what_relayctl_would_have_printed(
     assert shown.seen > 1500
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("cluster", "events"), RUNS)
 def test_a_leap_changes_no_command_and_no_figure(cluster: Cluster, events: Sequence[Event]) -> None:
     walked = World(cluster, events, 4000, seed=3, leap=False)
@@ -68,6 +70,7 @@ def test_a_leap_changes_no_command_and_no_figure(cluster: Cluster, events: Seque
     assert leapt.skipped > 1000
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
     events = [Event(0, "loss", ("A",), share=0.3)]
     one, same, other = (World(pair(), events, 1800, seed=s).run() for s in (1, 1, 2))
