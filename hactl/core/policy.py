@@ -538,8 +538,11 @@ class _Round(Struct):
     pushed: dict[Member, str]  # out though they pass, and why ("prefer", "exclusive")
     swapped: set[Member]  # out, and somebody comes in for them
 
-    def weight(self, *, waiting: bool = False) -> int:
-        """Return the weight of those who are wanted and hopeful; *waiting* ones too, if so asked."""
+    def weight(self, *, waiting: bool = False, sure: bool = False) -> int:
+        """Return the weight of those who are wanted and hopeful; *waiting* ones too, if so asked.
+
+        *sure*: who passes because shared fate suppresses its check counts only if it is up.
+        """
         return self.bystanders + sum(
             v.standing.weight
             for v in self.views
@@ -549,6 +552,7 @@ class _Round(Struct):
                 or (waiting and v.waiting)
             )
             and hopeful(v.standing, self.interval, self.now)
+            and not (sure and v.shared and v.standing.status is not HostStatus.UP)
         )
 
 
@@ -706,15 +710,16 @@ def _exclusive(round_: _Round) -> Member | None:
 def _hold_the_floor(round_: _Round) -> None:
     """Call members back, or keep them, so that a service is never emptied."""
     views, floor = round_.views, round_.floor
-    if round_.weight() >= floor:
+    if round_.weight(sure=True) >= floor:
         return
     by_rank = sorted(views, key=lambda v: v.rank(round_.memory.holds, round_.now))
-    for v in by_rank:
-        if round_.weight(waiting=True) >= floor:
-            break
-        if v.passes and v.member not in round_.wanted:
-            text = f"fewer than the floor ({floor}) would serve without it"
-            round_.kept[v.member] = Note("floor", text)
+    for sure in (True, False):
+        for v in by_rank:
+            if round_.weight(waiting=True, sure=sure) >= floor:
+                break
+            if v.passes and not (sure and v.shared) and v.member not in round_.wanted:
+                text = f"fewer than the floor ({floor}) would serve without it"
+                round_.kept[v.member] = Note("floor", text)
     if round_.weight() >= floor or not round_.service.open:
         return
     nobody = not any(v.free and hopeful(v.standing, round_.interval, round_.now) for v in views)
