@@ -792,6 +792,8 @@ def _freeze(
         if service.exclusive and memory.owner in latched:
             latched = frozenset({memory.owner})  # a restart may have brought others back just now
         memory = replace(memory, latched=latched)
+    if service.exclusive:  # an operator's pin moves the one that serves, frozen or not
+        latched = frozenset(v.member for v in views if v.pinned) or latched
     for v in views:
         decision = found[v.member]
         want = Want.IN if v.member in latched else Want.OUT
