@@ -868,13 +868,14 @@ class Engine:
     def _counted(self, member: Member, owned: Owned) -> bool:
         """Tell whether the removal behind an own disable was counted.
 
-        It was not if nobody knows how the command ended, or if hactld ended before it knew.
+        It was not if nobody knows how the command ended, or if hactld ended before it knew.  Of
+        what the hook says nobody asks that.
         """
         service = self.plan.services.get(member.service)
         if service is None or service.hook:  # there checks do not disable
             return True
         memory = self.memories.get(member.service, Memory())
-        return memory.holds.get(member, Hold()).decision == owned.decision
+        return memory.holds.get(member, Hold()).decision in (owned.decision, None)
 
     def _decided(self, member: Member, owned: Owned) -> Decision:
         """Return the decision of an own disable, or what is still known of it."""

@@ -42,7 +42,6 @@ FORGIVE = 300.0  # seconds without a removal that take a level away
 HOUR = 3600.0  # seconds
 CAP = 7  # removals by checks per member and hour: at most 15 changes, returns included
 RESTART = 5.0  # seconds: a node that answers again so soon was restarted, not sick
-SETTLED = 3.0  # seconds after which one that is well takes over, while an owner may still recover
 LOAD = 120.0  # seconds after a removal in which it may be the cause of what follows
 GUARDED = 900.0  # seconds of the first load guard; each one doubles it
 GUARD_MOST = 14400.0  # seconds of the longest; after twice that without one it starts anew
@@ -180,15 +179,15 @@ class Hold(Struct, frozen=True):
     """How often a member was removed by checks, and until when it may not return for that.
 
     *level* as of the newest of *removals* (their times, those of the last hour); *graced* is when
-    a restart last cost no level; *decision* is that of the last removal by us that was counted,
-    whatever its cause.
+    a restart last cost no level; *decision* is that of the last disable of ours, whatever its
+    cause, of which we know that it was carried out; None: nobody knows.
     """
 
     level: int = 0
     removals: tuple[float, ...] = ()
     until: float = float("-inf")
     graced: float = float("-inf")
-    decision: int = 0
+    decision: int | None = 0
 
     def removed(self, now: float) -> Hold:
         """Count a removal; the return waits nothing at level 0, then 16 s, doubling."""
@@ -306,8 +305,7 @@ class View(Struct, frozen=True):
     *failing*: the required checks that are down and speak for removal, *waiting* whether that
     removal waits for witnesses; *worse* maps each preferred check that is bad to how bad (1
     degraded, 2 down), *unsure* that no newest look said so; *held* says why the member may not
-    return yet, if it is out; *shared*: a required check is down, and shared fate suppresses it;
-    *since* is when all of them came to be what they are, now if one fails just then.
+    return yet, if it is out; *shared*: a required check is down, and shared fate suppresses it.
     """
 
     standing: Standing
@@ -320,7 +318,6 @@ class View(Struct, frozen=True):
     order: int
     degraded: bool = False
     shared: bool = False
-    since: float = 0.0
 
     @property
     def member(self) -> Member:
@@ -384,11 +381,9 @@ def view(
     failing: list[str] = []
     notes: list[Note] = []
     waiting = degraded = suppressed = False
-    since = 0.0
     stays = standing.enabled and standing.member not in memory.out
     for probe in standing.probes:
         health = healths.get(probe, NEVER)
-        since = max(since, now if health.bad else health.since)
         if health.state is not State.DOWN:
             degraded = degraded or health.state is State.DEGRADED
             continue
@@ -436,7 +431,7 @@ def view(
     unsure = unsure and bool(worse)
     return View(
         standing, tuple(failing), waiting, worse, unsure, held, tuple(notes), order, degraded,
-        suppressed, since,
+        suppressed,
     )  # fmt: skip
 
 
@@ -449,14 +444,15 @@ def _held(
 ) -> str:
     """Say why a member that is out may not return yet, "" if it may.
 
-    If somebody else than checks took it out, only the cap holds it: an hour has no eighth removal.
+    If an operator took it out, only the cap holds it.
     """
     owned = standing.owned
     if standing.enabled or owned is None:
         return ""
     hold = memory.holds.get(standing.member, Hold())
     if owned.cause not in ("check", "prefer", "floor"):
-        return _wait(hold, hold.capped(), now, notes)
+        until = hold.until if owned.cause == "exclusive" else hold.capped()
+        return _wait(hold, until, now, notes)
     seen = [(probe, healths.get(probe, NEVER)) for probe in standing.probes]
     for probe, health in seen:
         if health.state is State.UNKNOWN and health.bad:
@@ -674,28 +670,26 @@ def _exclusive(round_: _Round) -> Member | None:
     free = [v for v in by_rank if v.free and not v.waiting]
     well = [v for v in free if not v.shared]
     held = [v for v in by_rank if v.on_hold and not v.shared]
+    unsure = [v for v in by_rank if v.passes and v.held and not v.drained and not v.waiting]
     pinned = next((v for v in round_.views if v.pinned), None)
     stays = owner
     if owner is None or owner.drained or owner.on_hold or not (owner.passes or owner.waiting):
         stays = None
-    elif owner.shared and owner.standing.status is not HostStatus.UP:
-        # it passes for the sake of what it may still serve, and that is nothing
-        settled = (v for v in (*well, *held) if now >= v.since + SETTLED)
-        stays = None if any(settled) else owner
     if pinned is not None:
         chosen: View | None = pinned
     elif stays is not None:
-        first = min(well, key=lambda v: v.order, default=stays)
+        ready = (v for v in well if now >= holds.get(v.member, Hold()).until)
+        first = min(ready, key=lambda v: v.order, default=stays)
         back = round_.service.failback and first.order < stays.order
         chosen = first if back else stays
     else:
-        chosen = next(iter(well or held or free), None)
+        chosen = next(iter(well or held or free or unsure), None)
         if chosen is None and round_.service.open:
             chosen = owner or next(iter(by_rank), None)
             if chosen is not None:
                 text = "nobody passes, and somebody has to be it"
                 round_.kept[chosen.member] = Note("exclusive", text)
-    if chosen in held:
+    if chosen in unsure:
         text = "nobody else is to serve, so its hold is over"
         round_.kept[chosen.member] = Note("floor", text)
     round_.wanted = set() if chosen is None else {chosen.member}

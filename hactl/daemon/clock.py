@@ -93,7 +93,7 @@ def stored(memory: Memory, clock: Clock) -> Lasting:
                 member.host,
                 hold.level,
                 tuple(clock.wall(t) for t in hold.removals),
-                clock.wall(hold.until),
+                None if hold.until == NEVER else clock.wall(hold.until),
                 None if hold.graced == NEVER else clock.wall(hold.graced),
                 hold.decision,
             )
@@ -120,7 +120,7 @@ def restored(service: str, lasting: Lasting, clock: Clock) -> Memory:
         Member(service, row.place, row.host): Hold(
             row.level,
             tuple(min(now, clock.loop(t)) for t in row.removals),
-            min(clock.loop(row.until), now + HOUR),
+            NEVER if row.until is None else min(clock.loop(row.until), now + HOUR),
             NEVER if row.graced is None else min(now, clock.loop(row.graced)),
             row.decision,
         )

@@ -61,9 +61,9 @@ class HoldRow(Struct, frozen=True):
     host: str
     level: int
     removals: tuple[float, ...]
-    until: float
+    until: float | None
     graced: float | None
-    decision: int = 0
+    decision: int | None = None  # of a store that did not have it
 
 
 class GuardRow(Struct, frozen=True):

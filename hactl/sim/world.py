@@ -17,6 +17,7 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -43,6 +44,7 @@ from hactl.core.policy import LOAD
 from hactl.daemon.clock import Clock, restored, shifted, stored, timed
 from hactl.daemon.plan import facts as facts_of
 from hactl.daemon.plan import plan as plan_of
+from hactl.daemon.store import Lasting
 from hactl.lab.model import Check, Model
 from hactl.lab.model import State as Seen
 from hactl.relayd.conf import RelaydConf
@@ -773,7 +775,8 @@ def keep(old: Engine, new: Engine, clock: Clock) -> None:
     new.owned = dict(old.owned)
     for override in old.overrides.values():
         new.override(timed(override, clock))
-    memories = {name: stored(memory, clock) for name, memory in old.memories.items()}
+    rows = {n: msgspec.json.encode(stored(m, clock)) for n, m in old.memories.items()}
+    memories = {n: msgspec.json.decode(row, type=Lasting) for n, row in rows.items()}
     new.remember({name: restored(name, lasting, clock) for name, lasting in memories.items()})
 
 

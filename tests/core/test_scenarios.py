@@ -963,6 +963,16 @@ def test_a_removal_counts_when_it_shows_though_hactld_was_killed_before_its_end(
     assert len(hold.removals) == counted
 
 
+def test_a_store_without_decisions_counts_no_removal_again() -> None:
+    world = World(PAIR, say=failing("A", after=20)).run(60)
+    memory = world.engine.memories["mx"]
+    holds = {member: replace(hold, decision=None) for member, hold in memory.holds.items()}
+    world.engine.memories["mx"] = replace(memory, holds=holds)
+    world.restart_hactld()
+    world.run(5)
+    assert len(world.engine.memories["mx"].holds[Member("mx", 0, "A")].removals) == 1
+
+
 def test_explain_says_of_a_preferred_check_what_would_change_it() -> None:
     plan = {"mx": ServicePlan("mx", ("smtp",), prefer=("spamd",))}
     world = World(PAIR, checks=("smtp", "spamd"), plans=plan)

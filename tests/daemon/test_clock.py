@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hactl.core.model import Member, Override
 from hactl.core.policy import HOUR, Hold, LoadGuard, Memory
 from hactl.daemon import clock as clock_
 from hactl.daemon.clock import Clock, restored, shifted, stored, timed
+from hactl.daemon.store import Lasting
 
 A, B = Member("mx", 0, "10.0.0.4"), Member("mx", 1, "10.0.0.5")
+C = Member("mx", 0, "10.0.0.6")  # whom nobody but an operator took out
 MEMORY = Memory(
-    holds={A: Hold(2, (100.0, 250.0), 300.0), B: Hold(1, (90.0,), 90.0, 95.0, 7)},
+    holds={
+        A: Hold(2, (100.0, 250.0), 300.0),
+        B: Hold(1, (90.0,), 90.0, 95.0, 7),
+        C: Hold(decision=9),
+    },
     guards={"spamd": LoadGuard(200.0, 1100.0, 1800.0), "queue": LoadGuard(210.0)},
     owner=B,
     latched=frozenset({A, B}),
@@ -32,7 +39,9 @@ class Times:
 
 def test_a_memory_reads_back_as_it_was_stored() -> None:
     clock = Times().clock()
-    assert restored("mx", stored(MEMORY, clock), clock) == MEMORY
+    written = msgspec.json.encode(stored(MEMORY, clock))
+    read = msgspec.json.decode(written, type=Lasting)
+    assert restored("mx", read, clock) == MEMORY
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0, 86400.0])
