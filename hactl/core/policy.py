@@ -537,7 +537,7 @@ class _Round(Struct):
     def weight(self, *, waiting: bool = False, sure: bool = False) -> int:
         """Return the weight of those who are wanted and hopeful; *waiting* ones too, if so asked.
 
-        *sure*: who passes because shared fate suppresses its check counts only if it is up.
+        *sure*: nobody counts who passes only because shared fate suppresses its check.
         """
         return self.bystanders + sum(
             v.standing.weight
@@ -548,7 +548,7 @@ class _Round(Struct):
                 or (waiting and v.waiting)
             )
             and hopeful(v.standing, self.interval, self.now)
-            and not (sure and v.shared and v.standing.status is not HostStatus.UP)
+            and not (sure and v.shared)
         )
 
 
