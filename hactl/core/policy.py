@@ -690,7 +690,7 @@ def _exclusive(round_: _Round) -> Member | None:
                 text = "nobody passes, and somebody has to be it"
                 round_.kept[chosen.member] = Note("exclusive", text)
     if chosen in unsure:
-        text = "nobody else is to serve, so its hold is over"
+        text = "nobody else is to serve, so it waits no longer"
         round_.kept[chosen.member] = Note("floor", text)
     round_.wanted = set() if chosen is None else {chosen.member}
     round_.pushed = {
