@@ -182,6 +182,7 @@ class Watch(Watcher):
         if self._unanswered:  # one command a cycle then: what else is needed waits for the next
             self._unanswered = False
             self._late.clear()
+            self._held.clear()
             self._blind = world.now
         self._exclusive(world)
         frozen = {s for s in world.cluster.plan.services if self._frozen(world, s)}
