@@ -4,7 +4,7 @@
 - *failing*: seconds of traffic that met a failing member; *avoidable*: what of it the best member
   there was would have served;
 - *kept out*: member-seconds in which a healthy member, wanted by its operators, was not ready;
-- *changes*: changes of the set in pf; *removals*, *returns*: by checks, member by member.
+- *changes*: changes of the set in pf; *removals*: by checks, member by member.
 """
 
 from __future__ import annotations

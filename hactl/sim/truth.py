@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from msgspec import Struct
 
 from hactl.core.model import Result, Verdict, fail, ok, unknown
+from hactl.core.units import Duration, Share
 
 RELAYD = "relayd"  # stands among an event's checks for relayd's own check
 FOREVER = float("inf")
@@ -76,7 +77,9 @@ class Event(Struct, frozen=True, omit_defaults=True):
     def __str__(self) -> str:
         what = f"{self.do} {', '.join(self.to)}".strip()
         what += f" ({', '.join(self.check)})" if self.check else ""
-        return what + (f" {self.share * 100:g}%" if self.share else "")
+        what += f" {Share(self.share)}" if self.share else ""
+        what += f" by {Duration(self.by)}" if self.by else ""
+        return what + (f" by {self.shift} ids" if self.shift else "")
 
 
 class Edge(NamedTuple):
@@ -136,10 +139,10 @@ _RANK = ("cut", "vanish", "crash", "hang", "refuse", "unknown", "loss", "slow", 
 
 
 class Truth:
-    """Knows what is the matter; `begin` and `end` are called at the edges."""
+    """Knows what is the matter; `turn` is called at each edge."""
 
     def __init__(self, events: Sequence[Event]) -> None:
-        self._active: dict[int, Event] = {}
+        self._active: dict[tuple[int, int], Event] = {}  # by number and turn: turns may overlap
         self._events = events
         self._moods: dict[tuple[str, str], Mood] = {}
         self.cut = False
@@ -151,9 +154,9 @@ class Truth:
         if event.do not in FAULTS and event.do != "cut":
             return
         if edge.begins:
-            self._active[edge.number] = event
+            self._active[edge.number, edge.turn] = event
         else:
-            self._active.pop(edge.number, None)
+            self._active.pop((edge.number, edge.turn), None)
         self._moods.clear()
         self.epoch += 1
 
@@ -162,7 +165,7 @@ class Truth:
         """Looks may differ although nothing begins or ends."""
         return any(e.do in ("loss", "overload") for e in self._active.values())
 
-    def mood(self, node: str, check: str, service: str = "") -> Mood:
+    def mood(self, node: str, check: str) -> Mood:
         """Return what a look by *check* at *node* finds; RELAYD is relayd's own check."""
         key = (node, check)
         found = self._moods.get(key)

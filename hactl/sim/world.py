@@ -59,6 +59,7 @@ BLOCK = 1024  # decision ids that a restart of hactld skips
 CALM = 35.0  # seconds without anything new after which time may leap
 LANDING = 6.0  # seconds before the next thing that happens at which a leap ends
 BY_CHECKS = frozenset({"check", "prefer"})
+LASTING = ("lag", "stall", "kill", "mute", "late")  # of two at once, the last to end ends it
 _STATUS = {
     Seen.UP: HostStatus.UP,
     Seen.DOWN: HostStatus.DOWN,
@@ -128,9 +129,6 @@ class Watcher:
     def cycled(self, world: World) -> None:
         """Call after each cycle of hactld."""
 
-    def served(self, world: World) -> None:
-        """Call after pf changed."""
-
     def turned(self, world: World, event: Event, begins: bool) -> None:
         """Call after an edge."""
 
@@ -181,10 +179,10 @@ class World:
         self.mute = False  # relayctl is
         self.late = False  # relayctl's answers are, and are not waited for
         self.lag = self.stalled = False
+        self._lasting = dict.fromkeys(LASTING, 0)  # how many of each are under way
         self.foreign: set[Member] = set()  # disabled by hand, and seen by hactl
         self.reborn: float | None = None  # when hactld was last started
         self.changed_at = self.now  # when anything last happened that decisions depend on
-        self.failed: dict[Probe, float] = {}  # when the newest fail of a probe was fed
         self.verdicts: dict[Probe, list[Verdict]] = {}  # the newest three
         self.inputs = 0  # counts all that may move decisions
         self.hooked: dict[str, set[str]] = {  # whom relayd's scripts call down
@@ -353,6 +351,10 @@ class World:
             watcher.turned(self, event, edge.begins)
 
     def _deed(self, event: Event, begins: bool) -> None:
+        if event.do in LASTING:
+            self._lasting[event.do] += 1 if begins else -1
+            if self._lasting[event.do] != begins:
+                return
         match event.do:
             case "lag":
                 self.lag = begins
@@ -360,7 +362,7 @@ class World:
                 self.mute = begins
             case "late":
                 self.late = begins
-            case "ahead" | "back":
+            case "ahead" | "back" if begins:
                 self._wall += event.by if event.do == "ahead" else -event.by
             case "stall":
                 self.stalled = begins
@@ -462,10 +464,10 @@ class World:
             return
         ends = None if event.lasts is None else self.now + event.lasts
         for target in event.to or ("all",):
-            if event.do == "resume":
-                engine.resume(target)
-            elif event.do == "thaw":
-                engine.thaw(target)
+            if event.do in ("resume", "thaw"):
+                ended = engine.resume(target) if event.do == "resume" else engine.thaw(target)
+                if not ended:
+                    self._say("hactl", f"{target}: nothing to {event.do}")
             else:
                 since, until = self._clock.wall(self.now), ends and self._clock.wall(ends)
                 order = Override(target, event.do, "operator", "", since, until, ends)
@@ -568,8 +570,6 @@ class World:
         if self.lag and verdict is not Verdict.UNKNOWN:
             checked = replace(checked, result=truth_.LAG)
             verdict = Verdict.UNKNOWN
-        if verdict is Verdict.FAIL:
-            self.failed[probe] = self.now
         newest = self.verdicts.setdefault(probe, [])
         if len(newest) < 3 or newest[0] is not verdict or newest[2] is not verdict:
             newest.append(verdict)
@@ -653,7 +653,8 @@ class World:
         late = self.late and not action.hook
         engine.acted(action, self.now, done=done and not late, unsure=UNSURE if late else 0.0)
         self.log.append((self.now - START, action))
-        self._say("hactl", f"{' '.join(action.words())} {action.member or ''}: {action.reason}")
+        what = [*action.words(), *([str(action.member)] if action.member else [])]
+        self._say("hactl", f"{' '.join(what)}: {action.reason}")
         if action.verb is not Verb.POLL:
             self.changed_at = self.now
         if action.member is not None and done:
@@ -698,11 +699,6 @@ class World:
         """Return the members to which new clients of a service go."""
         return self._serving.get(service, frozenset())
 
-    def bad(self, member: Member) -> float:
-        """Return how bad a member really is now, 0 to 1."""
-        account = self.ledger.accounts[member.service]
-        return account.bad.get(member, 0.0)
-
     def settle(self) -> None:
         """Bring the accounts up to date after anything changed."""
         if not self._dirty:
@@ -721,8 +717,6 @@ class World:
             self._account(layout, serving)
         if moved:
             self.changed_at = self.now
-            for watcher in self.watchers:
-                watcher.served(self)
 
     def _account(self, layout: Layout, serving: frozenset[Member]) -> None:
         position = min((m.table for m in serving), default=None)

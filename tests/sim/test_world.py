@@ -8,7 +8,7 @@ import pytest
 
 from hactl.relayd.relayctl import parse
 from hactl.sim.truth import Event
-from hactl.sim.world import Cluster, Watcher, World, observe
+from hactl.sim.world import START, WALL, Cluster, Watcher, World, observe
 from tests.sim.farm import pair
 
 HANG = Event(300, "hang", ("A",), lasts=600)
@@ -45,6 +45,16 @@ class Shown(Watcher):
         text = world.model.command(("show", "summary"), world.now).stdout
         assert parse(text, world.now, whole=True).services == observe(world.model)
         self.seen += 1
+
+
+class Cycles(Watcher):
+    """Notes when hactld cycled."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def cycled(self, world: World) -> None:
+        self.at.append(world.now - START)
 
 
 @pytest.mark.long
@@ -111,3 +121,38 @@ def test_somebody_who_reads_nothing_of_relayd_does_nothing() -> None:
     world.run()
     assert [at for at, _ in world.log if 0 <= at < 150] == []
     assert next(a.words() for at, a in world.log if at > 0) == ("host", "disable", "1")
+
+
+def test_of_two_kills_at_once_the_last_to_end_starts_hactld_again() -> None:
+    events = [Event(10, "kill", lasts=30), Event(20, "kill", lasts=60), Event(35, "lag", lasts=9)]
+    watch = Cycles()
+    World(pair(), events, 120, seed=1, watchers=[watch]).run()
+    assert not any(10 < at < 80 for at in watch.at)
+    assert watch.at[-1] > 115
+
+
+@pytest.mark.parametrize("do", ["lag", "mute", "late", "stall"])
+def test_what_lasts_goes_on_while_another_of_its_kind_does(do: str) -> None:
+    events = [Event(10, do, lasts=60), Event(20, do, lasts=10)]
+    world = World(pair(), events, 50, seed=1)
+    world.run()
+    assert {"lag": world.lag, "mute": world.mute, "late": world.late, "stall": world.stalled}[do]
+
+
+def test_a_fault_that_comes_again_before_it_ended_goes_on() -> None:
+    often = Event(10, "refuse", ("A",), lasts=15, every=10, until=60)
+    once = Event(10, "refuse", ("A",), lasts=55)
+    one, other = (World(pair(), [e], 200, seed=1).run().figures for e in (often, once))
+    assert one == other
+
+
+def test_the_clock_jumps_when_the_event_begins_and_not_when_it_ends() -> None:
+    world = World(pair(), [Event(10, "ahead", lasts=10, by=3600)], 60, seed=1)
+    world.run()
+    assert world._wall - WALL == 3600
+
+
+def test_what_was_not_set_cannot_be_ended() -> None:
+    events = [Event(10, "resume", ("A",)), Event(20, "thaw", ("mx",))]
+    said = [m.text for m in World(pair(), events, 60, seed=1).run().timeline]
+    assert {"A: nothing to resume", "mx: nothing to thaw"} <= set(said)
