@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -30,6 +31,8 @@ class _Group(click.Group):
     """Says so where what it prints cannot be written; an answer that nobody got is none."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().main(*arguments, **options)
         except OSError as error:
@@ -410,7 +413,7 @@ def hook_remove(services: tuple[str, ...], yes: bool, directory: str, file: str)
         _failed(error)
 
 
-def _failed(error: Exception) -> None:
+def _failed(error: Exception) -> NoReturn:
     """Say what failed, and end with exit code 1."""
     text = _why(error) if isinstance(error, OSError) else str(error)
     for line in text.splitlines():
@@ -468,6 +471,8 @@ def simulate(
 
     if conf and not file:
         raise click.BadParameter("goes with a hactl.yaml: -f FILE", param_hint="--conf")
+    if svg in ("", "-"):
+        raise click.BadParameter(f"expected the name of a file (got {svg!r})", param_hint="--svg")
     try:
         code = run(
             Path(scenario),
@@ -478,8 +483,7 @@ def simulate(
             say=click.echo,
         )
     except (ConfigError, OSError) as error:
-        click.echo(safe_lines(str(error)), err=True)
-        sys.exit(NO)
+        _refused(error)
     sys.exit(code)
 
 
@@ -487,9 +491,12 @@ def simulate(
 @_file
 @click.option("--budget", metavar="SPAN", default="2m", show_default=True, help="Stop after this.")
 @click.option("--conf", metavar="FILE", help="The relayd.conf, in place of the one it names.")
+@click.option("--keep", metavar="DIR", help="Write schedules that break a rule into DIR.")
 @click.option("--jobs", metavar="N", type=click.IntRange(1, 64), help="Processes [all processors].")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def verify(file: str, budget: str, conf: str | None, jobs: int | None, as_json: bool) -> None:
+def verify(
+    file: str, budget: str, conf: str | None, keep: str | None, jobs: int | None, as_json: bool
+) -> None:
     """Try what faults would do to a hactl.yaml and its relayd.conf, in simulated time."""
     from hactl.config import ConfigError
     from hactl.core.units import Duration
@@ -504,14 +511,24 @@ def verify(file: str, budget: str, conf: str | None, jobs: int | None, as_json: 
             Path(file),
             Path(conf) if conf else None,
             seconds,
+            keep=Path(keep) if keep else None,
             as_json=as_json,
             jobs=jobs or os.cpu_count() or 1,
             say=click.echo,
         )
     except (ConfigError, OSError) as error:
-        click.echo(safe_lines(str(error)), err=True)
-        sys.exit(NO)
+        _refused(error)
     sys.exit(code)
+
+
+def _refused(error: Exception) -> NoReturn:
+    """Say each error of a file, and end with exit code 1; one without a file is the output's."""
+    if isinstance(error, OSError):
+        if error.filename is None:
+            raise error
+        _failed(error)
+    click.echo(safe_lines(str(error)), err=True)
+    sys.exit(NO)
 
 
 def safe_lines(text: str) -> str:

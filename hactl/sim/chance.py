@@ -192,7 +192,8 @@ def _smaller(each: Story) -> Iterator[Story]:
             if less is not None:
                 yield replace(each, events=(*each.events[:n], less, *each.events[n + 1 :]))
     if each.duration > 300:
-        yield replace(each, duration=each.duration / 2)
+        half = each.duration / 2
+        yield replace(each, duration=half, events=tuple(e for e in each.events if e.at < half))
 
 
 class Found(Struct, frozen=True):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,12 +11,12 @@ from msgspec import Struct
 from hactl import config as config_
 from hactl.config import ConfigError
 from hactl.core.units import span
-from hactl.relayd import conf as conf_
+from hactl.daemon.plan import mismatches
 from hactl.show import safe, table
 from hactl.sim import peers
 from hactl.sim.ledger import Figures
 from hactl.sim.picture import picture
-from hactl.sim.scenario import Scenario, load, refused
+from hactl.sim.scenario import Scenario, files, load
 from hactl.sim.simulate import Outcome, simulate
 from hactl.sim.world import Run
 
@@ -39,6 +38,7 @@ class Report(Struct, frozen=True):
 
     name: str
     about: str
+    notes: tuple[str, ...]
     seconds: float
     seed: int
     figures: dict[str, dict[str, Figures]]  # rule -> service
@@ -47,26 +47,23 @@ class Report(Struct, frozen=True):
     disappointments: tuple[str, ...]
 
 
-def read(path: Path, file: Path | None, conf: Path | None = None) -> Scenario:
-    """Read a scenario, on a hactl.yaml if one is given, and the relayd.conf that it names or *conf*.
+def read(
+    path: Path, file: Path | None, relayd: Path | None = None
+) -> tuple[Scenario, tuple[str, ...]]:
+    """Read a scenario, on a hactl.yaml if one is given, and the relayd.conf that it names or *relayd*.
 
-    Raise ConfigError.
+    Return it with what has to be said of these files.  Raise ConfigError.
     """
     if file is None:
         scenario = load(path)
         if scenario.what is None:
             text = "has no tables; name them, or run it on a hactl.yaml with -f"
             raise ConfigError([config_.Problem(str(path), 0, 0, "", text)])
-        return scenario
-    config = config_.load(file)
-    return load(path, config, _relayd(conf or config.relayd.conf))
-
-
-def _relayd(path: Path) -> conf_.RelaydConf:
-    try:
-        return conf_.read(path)
-    except conf_.ConfError as error:
-        raise refused(str(path), error) from None
+        return scenario, ()
+    config, conf, what = files(file, relayd)
+    idle = [each.name for each in what.layouts if config.services[each.name].mode == "observe"]
+    observed = (f"service {name}: mode observe, simulated as if hactl acted in it" for name in idle)
+    return load(path, what), (*mismatches(config, conf), *observed)
 
 
 def compare(scenario: Scenario) -> tuple[Outcome, list[tuple[str, Run]]]:
@@ -80,10 +77,13 @@ def compare(scenario: Scenario) -> tuple[Outcome, list[tuple[str, Run]]]:
     return outcome, runs
 
 
-def lines(scenario: Scenario, outcome: Outcome, runs: list[tuple[str, Run]]) -> Iterator[str]:
+def lines(
+    scenario: Scenario, notes: Sequence[str], outcome: Outcome, runs: list[tuple[str, Run]]
+) -> Iterator[str]:
     """Write a run for people: the timeline, then a table for each service."""
-    if scenario.about:
-        yield scenario.about
+    above = [*([scenario.about] if scenario.about else []), *(f"note: {note}" for note in notes)]
+    yield from above
+    if above:
         yield ""
     for moment in outcome.run.timeline:
         yield f"{clock(moment.at):>11}  {moment.who:<6} {moment.text}"
@@ -131,7 +131,9 @@ def run(
     say: Callable[[str], None],
 ) -> int:
     """Do what `hactl simulate` does; return its exit code.  Raise ConfigError, OSError."""
-    scenario = read(path, file, conf)
+    scenario, notes = read(path, file, conf)
+    if svg is not None:
+        svg.open("a").close()  # what cannot be written is told before a long run
     outcome, runs = compare(scenario)
     if svg is not None:
         assert scenario.what is not None
@@ -139,14 +141,13 @@ def run(
         svg.write_text(picture(title, scenario.what, scenario.events, runs), encoding="utf-8")
     if as_json:
         report = Report(
-            scenario.name, scenario.about, scenario.duration, scenario.seed,
+            scenario.name, scenario.about, notes, scenario.duration, scenario.seed,
             {name: each.figures for name, each in runs},
             tuple((round(m.at, 3), m.who, m.text) for m in outcome.run.timeline),
             tuple(map(str, outcome.violations)), outcome.disappointments,
         )  # fmt: skip
         say(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
     else:
-        for line in lines(scenario, outcome, runs):
+        for line in lines(scenario, notes, outcome, runs):
             say(safe(line))
-    sys.stdout.flush()
     return 1 if outcome.disappointments else 0

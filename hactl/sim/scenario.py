@@ -11,14 +11,15 @@
 
 `nodes`, `checks`, `services` and `defaults` are those of hactl.yaml; what is left out is made up:
 every word in `tables` is a node, a check without type is an smtp one, a service requires every
-check; relayd has check tcp, or the script where a service's mode is hook.  Whole files stand in `hactl: |` and `conf: |` (relayd.conf).  Errors are those of hactl.yaml:
-all at once, each with its place.
+check; relayd has check tcp, or the script where a service's mode is hook.  Whole files
+stand in `hactl: |` and `conf: |` (relayd.conf).  Errors are those of hactl.yaml: all at once, each
+with its place; what would silently do nothing is one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from textwrap import indent
 from typing import Annotated, Literal
@@ -30,8 +31,9 @@ from hactl.config import Config, ConfigError, Leaf, List, Map, Problem, Tree
 from hactl.core.units import Duration, Share
 from hactl.relayd import conf as conf_
 from hactl.relayd.conf import RelaydConf
+from hactl.sim.rules import RULES
 from hactl.sim.truth import FAULTS, RELAYD, Deed, Event, Fault
-from hactl.sim.world import Cluster, cluster
+from hactl.sim.world import LASTING, Cluster, cluster
 
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Length = Annotated[Duration, Meta(ge=1, le=30 * 86400)]
@@ -47,7 +49,7 @@ class Written(Struct, frozen=True):
     do: Literal[Fault, Deed]
     to: tuple[str, ...] = ()
     check: tuple[str, ...] = ()
-    lasts: Duration | None = field(name="for", default=None)
+    lasts: Annotated[Duration, Meta(ge=0.001)] | None = field(name="for", default=None)
     every: Annotated[Duration, Meta(ge=0.1)] | None = None
     until: Duration | None = None
     share: Share = Share(0)
@@ -119,35 +121,60 @@ class Scenario(Struct, frozen=True):
 
 
 _SIZES = {"loss": "share", "overload": "share", "slow": "by", "ahead": "by", "back": "by"}
+_TOLD = frozenset({"drain", "maint", "pin", "freeze", "hands-off"})  # by an operator, for a time
+_FREEZES = frozenset({"freeze", "hands-off", "thaw"})  # of services, or of all
+_NAMED = frozenset({"drain", "maint", "pin", "resume"})
+_TARGETS = _NAMED | _FREEZES | {"disable", "enable"}
+_SPANS = frozenset({"cut", "restart", "down", *LASTING}) | _TOLD | FAULTS.keys()  # may end
+TURNS = 200_000  # of all events together
 _OURS = ("nodes", "checks", "services", "defaults")  # sections of hactl.yaml
 _BLOCKS = ("hactl", "conf")  # whole files
 
 
-def load(path: Path, config: Config | None = None, conf: RelaydConf | None = None) -> Scenario:
+def load(path: Path, what: Cluster | None = None) -> Scenario:
     """Read a scenario file.  Raise ConfigError with every error in it."""
-    return parse(config_.text_of(path, "scenario"), str(path), config, conf)
+    return parse(config_.text_of(path, "scenario"), str(path), what)
 
 
-def parse(
-    text: str, name: str, config: Config | None = None, conf: RelaydConf | None = None
-) -> Scenario:
-    """Read the text of a scenario called *name*; with *config* and *conf* it runs on those."""
+def parse(text: str, name: str, what: Cluster | None = None) -> Scenario:
+    """Read the text of a scenario called *name*; it runs on *what*, if that is given."""
     if len(text) > config_.FILE_LIMIT:
         raise ConfigError([Problem(name, 0, 0, "", "too long for a scenario")])
     top, problems = config_.mapping(text, name, "tables: {mx: {main: [A, B]}}")
     own = {key: entry for key, entry in top.entries.items() if key not in (*_OURS, *_BLOCKS)}
     file = config_.read(File, structs.replace(top, entries=own), problems, name)
-    what = (
-        _given(name, text, top, file) if config is None or conf is None else cluster(config, conf)
-    )
+    if what is None:
+        what = _given(name, text, top, file)
+    else:
+        problems += _twice(name, top)
     events = tuple(_event(each) for each in file.events)
     problems += [*_strangers(name, top, events, what), *_idle(name, top, file, events)]
-    problems += _unreadable(name, top, file.expect)
+    problems += _unreadable(name, top, file, what)
     if problems:
         raise ConfigError(problems)
     return Scenario(
         Path(name).stem, file.about, float(file.duration), file.seed, what, events, file.expect
     )
+
+
+def files(path: Path, relayd: Path | None) -> tuple[Config, RelaydConf, Cluster]:
+    """Read hactl.yaml and *relayd*, or the relayd.conf that it names; hactl acts in every service.
+
+    Raise ConfigError, if they have no service in common too.
+    """
+    config = config_.load(path)
+    place = relayd or config.relayd.conf
+    try:
+        conf = conf_.read(place)
+    except conf_.ConfError as error:
+        raise refused(str(place), error) from None
+    what = cluster(config, conf)
+    if not what.layouts:
+        text = f"has no service of {place}, where there are "
+        text += ", ".join(service.name for service in conf.services) or "none"
+        raise ConfigError([Problem(str(path), 0, 0, "", text)])
+    services = {name: structs.replace(s, acts=True) for name, s in what.plan.services.items()}
+    return config, conf, structs.replace(what, plan=structs.replace(what.plan, services=services))
 
 
 def _event(each: Written) -> Event:
@@ -176,7 +203,13 @@ def _given(name: str, text: str, top: Map, file: File) -> Cluster | None:
         return None
     words = {w: None for t in file.tables.values() for w in (*t.main, *t.backup)}
     made = config_.configured(_hactl(top, list(words), list(file.tables)), [], name)
-    return _together(name, made, _conf(file, made))
+    try:
+        return cluster(made, conf_.parse(_conf(file, made), name))
+    except conf_.ConfError as error:  # its places are those of a text that nobody sees
+        times = top.get("relayd") if "interval" in str(error) else None
+        tree = times or top.entries["tables"][1]
+        said = dict.fromkeys(p.text for p in refused(name, error).errors)
+        raise ConfigError([Problem(name, tree.line, tree.column, "", t) for t in said]) from None
 
 
 def _inlay(name: str, text: str, top: Map, key: str) -> str:
@@ -290,6 +323,15 @@ def _places(top: Map, *path: str) -> Iterator[Tree]:
         yield tree
 
 
+def _twice(name: str, top: Map) -> Iterator[Problem]:
+    """Say what describes a cluster beside the one that is given."""
+    for key in ("tables", "relayd", *_OURS, *_BLOCKS):
+        if key in top.entries:
+            leaf = top.entries[key][0]
+            text = "the cluster is that of hactl.yaml; leave this out, or run it without -f"
+            yield Problem(name, leaf.line, leaf.column, key, text)
+
+
 def _strangers(
     name: str, top: Map, events: tuple[Event, ...], what: Cluster | None
 ) -> Iterator[Problem]:
@@ -302,7 +344,8 @@ def _strangers(
     items = next((t.items for t in _places(top, "events") if isinstance(t, List)), ())
     for event, tree in zip(events, items, strict=False):
         known = nodes if event.do in FAULTS else nodes | services | pairs
-        for target in event.to:
+        known = services | {"all"} if event.do in _FREEZES else known
+        for target in event.to if event.do in FAULTS or event.do in _TARGETS else ():
             if target not in known:
                 text = f'nothing is called "{target}"; there are {", ".join(sorted(known))}'
                 yield Problem(name, tree.line, tree.column, "events", text)
@@ -314,12 +357,18 @@ def _strangers(
 
 
 def _idle(name: str, top: Map, file: File, events: tuple[Event, ...]) -> Iterator[Problem]:
-    """Say what would silently do nothing: events that are of no size, services without a table."""
+    """Say what would silently do nothing: events, or words of them; services without a table."""
     items = next((t.items for t in _places(top, "events") if isinstance(t, List)), ())
+    turns = 0.0
     for event, tree in zip(events, items, strict=False):
-        size = _SIZES.get(event.do)
-        if size is not None and not getattr(event, size):
-            yield Problem(name, tree.line, tree.column, f"events.{size}", f"{event.do} needs it")
+        for key, text in _useless(event, float(file.duration)):
+            yield Problem(name, tree.line, tree.column, f"events.{key}", text)
+        last = float(file.duration) if event.until is None else min(file.duration, event.until)
+        turns += max(0.0, last - event.at) / event.every if event.every else 1
+        if turns > TURNS:
+            text = f"too much happens: at most {TURNS} times in all"
+            yield Problem(name, tree.line, tree.column, "events", text)
+            break
     for tree in _places(top, "services") if file.tables else ():
         for service, (place, _) in tree.entries.items() if isinstance(tree, Map) else ():
             if service not in file.tables:
@@ -327,17 +376,73 @@ def _idle(name: str, top: Map, file: File, events: tuple[Event, ...]) -> Iterato
                               "no such service in tables")  # fmt: skip
 
 
-def _unreadable(name: str, top: Map, expect: Expect) -> Iterator[Problem]:
-    """Say which lines of `expect` are not of their form."""
+def _useless(event: Event, end: float) -> Iterator[tuple[str, str]]:
+    """Yield the keys of an event that it lacks or that do nothing, and why."""
+    do, size = event.do, _SIZES.get(event.do)
+    if size is not None and not getattr(event, size):
+        yield size, f"{do} needs it"
+    if do in _NAMED and not event.to:
+        yield "to", f"{do} needs it"
+    if event.at >= end:
+        yield "at", f"the story is over after {Duration(end)}"
+    if event.until is not None and event.every is None:
+        yield "until", 'it goes with "every"'
+    elif event.until is not None and event.until <= event.at:
+        yield "until", f"before it begins, at {Duration(event.at)}"
+    fault = do in FAULTS
+    for key, given, used in (
+        ("to", event.to, fault or do in _TARGETS),
+        ("check", event.check, fault),
+        ("for", event.lasts, do in _SPANS),
+        ("share", event.share, size == "share"),
+        ("by", event.by, size == "by"),
+        ("shift", event.shift, do == "reload"),
+    ):
+        if given and not used:
+            yield key, f"{do} has no use for it"
+
+
+def _unreadable(name: str, top: Map, file: File, what: Cluster | None) -> Iterator[Problem]:
+    """Say which lines of `expect` are not of their form, or can never come true."""
+    expect = file.expect
+    words: dict[str, set[str]] = {}
+    for layout in what.layouts if what is not None else ():
+        words[layout.name] = {seat.member.host for seat in layout.seats}
+
+    def unknown(service: str, hosts: Iterable[str]) -> str:
+        if what is None:
+            return ""
+        if service not in words:
+            return f'no service "{service}"; there are {", ".join(words)}'
+        strange = [host for host in hosts if host not in words[service]]
+        known = ", ".join(sorted(words[service]))
+        return f'no host "{strange[0]}" in {service}; there are {known}' if strange else ""
+
     for tree in _places(top, "expect"):
+
+        def wrong(key: str, text: str, tree: Tree = tree) -> Problem:
+            return Problem(name, tree.line, tree.column, f"expect.{key}", text)
+
         for line in expect.commands or ():
-            if window(line) is None:
-                text = f'expected "disable mx/A 5m..303s" (got "{line}")'
-                yield Problem(name, tree.line, tree.column, "expect.commands", text)
+            span = window(line)
+            if span is None:
+                yield wrong("commands", f'expected "disable mx/A 5m..303s" (got "{line}")')
+            elif text := unknown(span.service, [span.word]):
+                yield wrong("commands", text)
+            elif span.last < span.first:
+                yield wrong("commands", f'it ends before it begins (got "{line}")')
         for line in expect.serving:
-            if served(line) is None:
-                text = f'expected "10m mx: A, B" (got "{line}")'
-                yield Problem(name, tree.line, tree.column, "expect.serving", text)
+            found = served(line)
+            if found is None:
+                yield wrong("serving", f'expected "10m mx: A, B" (got "{line}")')
+            elif text := unknown(found[1], found[2]):
+                yield wrong("serving", text)
+            elif found[0] > file.duration:
+                yield wrong("serving", f'the story is over after {file.duration} (got "{line}")')
+        for rule in expect.breaks:
+            if rule not in RULES:
+                held = ", ".join(map(str, RULES))
+                yield wrong("breaks", f"no rule {rule} is held here; there are {held}")
 
 
 class Window(Struct, frozen=True):
@@ -381,7 +486,8 @@ def write(
     duration: float, seed: int, more: str = "",
 ) -> str:  # fmt: skip
     """Write a scenario file, for a schedule that was found by chance; *more* goes between."""
-    lines = [f"about: {about}", f"duration: {Duration(duration)}", f"seed: {seed}", "tables:"]
+    lines = [f"about: {about}", f"duration: {Duration(duration)}", f"seed: {seed}"]
+    lines += ["tables:"] if tables else []
     for service, (main, *backup) in tables.items():
         spare = f", backup: [{', '.join(backup[0])}]" if backup else ""
         lines.append(f"  {service}: {{main: [{', '.join(main)}]{spare}}}")

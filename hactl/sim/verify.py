@@ -2,7 +2,9 @@
 
 Every single fault, every pair of faults within a service, and then random schedules until the
 budget is spent, each in a world of its own.  Nodes that are in the same tables with the same
-weight are equal, and stand for each other: what happens to one of them is tried once.
+weight are equal, and stand for each other: what happens to one of them is tried once.  A single
+fault that a row of fails must show is tried in PHASES worlds, as its detection depends on when
+between two looks it begins.
 
 What is read off the files without running anything is a weakness; what a run shows is a fault
 that empties a service, a late detection, a rule that breaks.
@@ -10,37 +12,41 @@ that empties a service, a late detection, a rule that breaks.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import random
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import chain, islice
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from hactl import config as config_
 from hactl.config import Config
 from hactl.core.model import Kind
 from hactl.core.units import span
 from hactl.daemon.plan import mismatches
-from hactl.relayd import conf as conf_
 from hactl.relayd.conf import RelaydConf
 from hactl.show import safe, table
 from hactl.sim.rules import RULES, Watch
-from hactl.sim.scenario import refused
+from hactl.sim.scenario import files, write
 from hactl.sim.truth import Event
-from hactl.sim.world import Cluster, World, cluster
+from hactl.sim.world import Cluster, World
 
 BEGIN = 60.0  # seconds into a run at which the first fault comes
 SECOND = 37.3  # seconds later the second
 SHOWN = 3.0  # seconds of an empty service that are worth telling
 SLOW = 10.0  # seconds of interval from which on a required check is called slow
 CLEAR = ("crash", "vanish", "hang", "refuse", "slow")  # faults that a row of fails must show
-BATCH = 48
+PHASES = 5
+KEPT = 20  # schedules that broke a rule, written down
+INTERRUPTED = 130  # the exit code after ^C, as a shell has it
 
 
 class Case(Struct, frozen=True):
@@ -51,6 +57,17 @@ class Case(Struct, frozen=True):
     events: tuple[Event, ...]
     seconds: float
     seed: int = 1
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is one plain fault of one node, whose detection says something."""
+        first = self.events[0]
+        return (
+            self.kind == "single"
+            and first.do in CLEAR
+            and bool(first.to)
+            and first.every is None
+        )  # fmt: skip
 
 
 class Service(Struct):
@@ -73,7 +90,7 @@ class Seen(Struct, frozen=True):
 
     case: Case
     violations: tuple[tuple[int, str], ...]
-    services: dict[str, tuple[float | None, int, float, float]]
+    services: dict[str, tuple[float, int, float, float]]
 
 
 class Verdict(Struct):
@@ -87,6 +104,8 @@ class Verdict(Struct):
     weaknesses: list[str]
     services: list[Service]
     broken: dict[int, list[str]]
+    stopped: bool = False  # by ^C
+    schedules: list[str] = []  # those that broke a rule, as scenarios
 
 
 # What is read off the files
@@ -104,7 +123,7 @@ def weaknesses(config: Config, conf: RelaydConf, what: Cluster) -> Iterator[str]
         yield from _alone(what, layout.name)
         for check in layout.require:
             required.setdefault(check, []).append(layout.name)
-        if not service_plan.acts:
+        if config.services[layout.name].mode == "observe":
             yield f"service {layout.name}: mode observe: hactl moves nothing, it is tried as if it did"
         if not layout.require:
             yield f"service {layout.name}: requires no check: hactl never removes anybody"
@@ -306,27 +325,11 @@ def sampled(what: Cluster, seed: int = 0) -> Iterator[Case]:
 _what: Cluster | None = None  # of a worker
 
 
-def read(path: Path, relayd: Path | None) -> tuple[Config, RelaydConf, Cluster]:
-    """Read hactl.yaml and *relayd*, or the relayd.conf that it names.  Raise ConfigError."""
-    config = config_.load(path)
-    path = relayd or config.relayd.conf
-    try:
-        conf = conf_.read(path)
-    except conf_.ConfError as error:
-        raise refused(str(path), error) from None
-    return config, conf, cluster(config, conf)
-
-
-def acting(what: Cluster) -> Cluster:
-    """Return the cluster as it would be with hactl acting in every service."""
-    services = {name: replace(s, acts=True) for name, s in what.plan.services.items()}
-    return replace(what, plan=replace(what.plan, services=services))
-
-
 def _start(path: Path, relayd: Path | None) -> None:
-    """Make a worker ready."""
+    """Make a worker ready; ^C is for who waits for it."""
     global _what
-    _what = acting(read(path, relayd)[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _what = files(path, relayd)[2]
 
 
 def _work(case: Case) -> Seen:
@@ -335,20 +338,33 @@ def _work(case: Case) -> Seen:
 
 
 def trial(what: Cluster, case: Case) -> Seen:
-    """Run one case."""
-    watch = Watch()
-    world = World(
-        what, case.events, case.seconds, seed=case.seed, watchers=[watch], record=False
-    )  # fmt: skip
-    figures = world.run().figures
-    return Seen(
-        case,
-        tuple((v.rule, str(v)) for v in watch.violations),
-        {
-            name: (f.worst_detection, f.worst_hour, f.empty, f.longest_needless)
-            for name, f in figures.items()
-        },
-    )
+    """Run one case, in its phases, and return the worst of them."""
+    services: dict[str, tuple[float, int, float, float]] = {}
+    for each in phases(what, case) if case.clear else (case,):
+        watch = Watch()
+        world = World(
+            what, each.events, each.seconds, seed=each.seed, watchers=[watch], record=False
+        )
+        for name, f in world.run().figures.items():
+            mine = (f.worst_detection or 0.0, f.worst_hour, f.empty, f.longest_needless)
+            worst = services.get(name, mine)
+            services[name] = (
+                max(worst[0], mine[0]), max(worst[1], mine[1]),
+                max(worst[2], mine[2]), max(worst[3], mine[3]),
+            )  # fmt: skip
+        if watch.violations:
+            break
+    return Seen(each, tuple((v.rule, str(v)) for v in watch.violations), services)
+
+
+def phases(what: Cluster, case: Case) -> Iterator[Case]:
+    """Yield a case with its fault at other moments between two looks."""
+    checks = case.events[0].check or what.plan.rules.keys()
+    interval = max(what.plan.rules[check].interval for check in checks)
+    for n in range(PHASES):
+        shift = interval * n / PHASES
+        events = tuple(replace(event, at=event.at + shift) for event in case.events)
+        yield replace(case, events=events, seconds=case.seconds + shift)
 
 
 def verify(
@@ -359,9 +375,8 @@ def verify(
     progress: Callable[[int, int], None],
 ) -> Verdict:
     """Try all that fits into *budget* seconds.  Raise ConfigError."""
-    config, conf, what = read(path, relayd)
+    config, conf, what = files(path, relayd)
     weak = sorted(weaknesses(config, conf, what))
-    what = acting(what)
     one, two = list(singles(what)), list(pairs(what))
     verdict = Verdict(
         (0, len(one)), (0, len(two)), 0, 0.0, 0.0, weak,
@@ -372,44 +387,45 @@ def verify(
         {},
     )  # fmt: skip
     began = time.monotonic()
-
-    def cases() -> Iterator[Case]:
-        yield from one
-        yield from two
-        yield from sampled(what)
-
-    queue = cases() if what.layouts else iter(())
-    if jobs < 2:
-        _run(queue, lambda batch: (trial(what, c) for c in batch), verdict, began, budget, progress)
-    else:
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(jobs, _start, (path, relayd)) as pool:
-
-            def many(batch: Sequence[Case]) -> Iterable[Seen]:
-                return pool.imap_unordered(_work, batch, chunksize=4)
-
-            _run(queue, many, verdict, began, budget, progress)
-            pool.close()
-            pool.join()
+    queue = iter(_until(began + budget, chain(one, two, sampled(what))))
+    known = len(one) + len(two)
+    try:
+        for seen in _tried(what, path, relayd, queue, jobs):
+            _take(verdict, seen)
+            progress(verdict.single[0] + verdict.pairs[0] + verdict.sampled, known)
+    except KeyboardInterrupt:
+        verdict.stopped = True
     verdict.seconds = round(time.monotonic() - began, 1)
     verdict.simulated_hours = round(verdict.simulated_hours, 1)
     return verdict
 
 
-def _run(
-    queue: Iterator[Case],
-    many: Callable[[Sequence[Case]], Iterable[Seen]],
-    verdict: Verdict,
-    began: float,
-    budget: float,
-    progress: Callable[[int, int], None],
-) -> None:
-    """Run batches until the queue or the budget is empty."""
-    known = verdict.single[1] + verdict.pairs[1]
-    while time.monotonic() < began + budget and (batch := list(islice(queue, BATCH))):
-        for seen in many(batch):
-            _take(verdict, seen)
-            progress(verdict.single[0] + verdict.pairs[0] + verdict.sampled, known)
+def _until(end: float, cases: Iterable[Case]) -> Iterator[Case]:
+    """Yield cases as long as there is time."""
+    for case in cases:
+        if time.monotonic() >= end:
+            return
+        yield case
+
+
+def _tried(
+    what: Cluster, path: Path, relayd: Path | None, queue: Iterator[Case], jobs: int
+) -> Iterator[Seen]:
+    """Yield what each case came to, from as many processes as there are *jobs*."""
+    if jobs < 2:
+        yield from (trial(what, case) for case in queue)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _start, (path, relayd)) as pool:
+        try:
+            running: set[Future[Seen]] = set()
+            while running := running | {
+                pool.submit(_work, case) for case in islice(queue, 2 * jobs - len(running))
+            }:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (each.result() for each in done)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _take(verdict: Verdict, seen: Seen) -> None:
@@ -424,13 +440,12 @@ def _take(verdict: Verdict, seen: Seen) -> None:
         verdict.sampled += 1
     for rule, text in seen.violations:
         verdict.broken.setdefault(rule, []).append(f"{case.name}: {text}")
+    if seen.violations and len(verdict.schedules) < KEPT:
+        about = json.dumps(f"{case.name}: {seen.violations[0][1]}")
+        verdict.schedules.append(write(about, {}, case.events, case.seconds, case.seed))
     for service in verdict.services:
         detection, changes, empty, needless = seen.services[service.name]
-        first = case.events[0]
-        clear = (
-            case.kind == "single" and first.do in CLEAR and bool(first.to) and first.every is None
-        )
-        if clear and detection is not None and detection > (service.detection or 0.0):
+        if case.clear and detection > (service.detection or 0.0):
             service.detection, service.detection_by = round(detection, 2), case.name
         if changes > service.changes:
             service.changes, service.changes_by = changes, case.name
@@ -443,6 +458,11 @@ def _take(verdict: Verdict, seen: Seen) -> None:
 # For people
 
 
+def counted(number: int, what: str) -> str:
+    """Write a number of things."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def lines(verdict: Verdict) -> Iterator[str]:
     """Write the verdict."""
     for weakness in verdict.weaknesses:
@@ -452,11 +472,11 @@ def lines(verdict: Verdict) -> Iterator[str]:
     rows = [
         [
             each.name,
-            f"{each.members} on {each.nodes} nodes",
+            f"{each.members} on {counted(each.nodes, 'node')}",
             "-" if each.detection is None else span(each.detection),
             str(each.changes) if each.changes else "-",
             span(each.needless) if each.needless > 0.05 else "-",
-            f"{len(each.emptied)} faults" if each.emptied else "-",
+            counted(len(each.emptied), "fault") if each.emptied else "-",
         ]
         for each in verdict.services
     ]
@@ -476,7 +496,7 @@ def lines(verdict: Verdict) -> Iterator[str]:
     tried = verdict.single[0] + verdict.pairs[0] + verdict.sampled
     for rule, what in RULES.items():
         broken = verdict.broken.get(rule, [])
-        word = "BROKEN" if broken else "holds " if tried else "untried"
+        word = "BROKEN " if broken else "untried" if not tried else "holds  "
         yield f"rule {rule:>2} {word} {what}"
         for text in broken[:3]:
             yield f"    {text}"
@@ -485,10 +505,15 @@ def lines(verdict: Verdict) -> Iterator[str]:
     yield "rules 7 and 8 are about how looks are run; that is not simulated"
     yield ""
     yield (
-        f"{verdict.single[0]} of {verdict.single[1]} single faults,"
-        f" {verdict.pairs[0]} of {verdict.pairs[1]} pairs, {verdict.sampled} random schedules:"
+        f"{verdict.single[0]} of {counted(verdict.single[1], 'single fault')},"
+        f" {verdict.pairs[0]} of {counted(verdict.pairs[1], 'pair')},"
+        f" {counted(verdict.sampled, 'random schedule')}:"
         f" {verdict.simulated_hours:.0f} simulated hours in {verdict.seconds:.0f} s"
     )
+    if verdict.stopped:
+        yield "interrupted: this is what was tried until then"
+    elif verdict.single[0] < verdict.single[1]:
+        yield "not every single fault was tried: give it a larger --budget"
 
 
 def run(
@@ -496,12 +521,15 @@ def run(
     relayd: Path | None,
     budget: float,
     *,
+    keep: Path | None,
     as_json: bool,
     jobs: int,
     say: Callable[[str], None],
 ) -> int:
-    """Do what `hactl verify` does; return its exit code.  Raise ConfigError."""
+    """Do what `hactl verify` does; return its exit code.  Raise ConfigError, OSError."""
     last = 0.0
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
 
     def progress(done: int, known: int) -> None:
         nonlocal last
@@ -509,7 +537,9 @@ def run(
             last = time.monotonic()
             part = min(20, 20 * done // max(1, known))
             bar = "#" * part + "." * (20 - part)
-            print(f"\r[{bar}] {done} schedules, {known} to be sure", end="", file=sys.stderr)
+            text = f"[{bar}] {done} schedules, {known} to be sure"
+            room = shutil.get_terminal_size().columns - 1
+            print(f"\r{text[:room]}", end="", file=sys.stderr, flush=True)
 
     verdict = verify(path, relayd, budget, jobs, progress)
     if last:
@@ -519,4 +549,13 @@ def run(
     else:
         for line in lines(verdict):
             say(safe(line))
-    return 1 if verdict.broken else 0
+    for number, text in enumerate(verdict.schedules if keep is not None else (), 1):
+        assert keep is not None
+        (keep / f"broken-{number}.yaml").write_text(text, encoding="utf-8")
+    if verdict.schedules and not as_json:
+        say(
+            f"{counted(len(verdict.schedules), 'schedule')} kept in {safe(str(keep))}"
+            if keep is not None
+            else "run it with --keep DIR to have these schedules as scenarios for hactl simulate -f"
+        )
+    return 1 if verdict.broken else INTERRUPTED if verdict.stopped else 0

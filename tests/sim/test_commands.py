@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -10,7 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hactl.cli.main import main
-from hactl.sim.verify import read, singles
+from hactl.sim.rules import Violation, Watch
+from hactl.sim.scenario import files as read
+from hactl.sim.verify import phases, singles, trial
+from hactl.sim.world import World
 
 SCENARIO = """
 about: A hangs
@@ -113,6 +119,28 @@ def test_simulate_runs_a_story_on_an_operators_own_files(tmp_path: Path) -> None
         ("main: [A, B]", "main: [A, 'a b']", "expected"),
         ("do: hang", "do: loss", "story.yaml:6:5: events.share: loss needs it"),
         ("do: hang", "do: slow", "story.yaml:6:5: events.by: slow needs it"),
+        ("do: hang, to: [A]", "do: drain", "events.to: drain needs it"),
+        ("do: hang", "do: kill", "story.yaml:6:5: events.to: kill has no use for it"),
+        ("do: reload", "do: reload, for: 5s", "events.for: reload has no use for it"),
+        ("do: reload", "do: reload, check: [smtp]", "events.check: reload has no use for it"),
+        ("for: 2m", "for: 2m, shift: 1", "events.shift: hang has no use for it"),
+        ("for: 2m", "for: 0s", "events.for: expected a duration of at least 1ms"),
+        ("for: 2m", "until: 5m", 'events.until: it goes with "every"'),
+        ("for: 2m", "every: 1m, until: 1m", "events.until: before it begins, at 2m"),
+        ("duration: 10m", "duration: 1m", "events.at: the story is over after 1m"),
+        ("do: reload", "do: freeze, to: [A]", 'nothing is called "A"; there are all, mx'),
+        ("empty: 5s", 'commands: ["disable mx/X 1s..2s"]', 'no host "X" in mx; there are A, B'),
+        ("empty: 5s", 'commands: ["disable mx/A 9s..2s"]', "it ends before it begins"),
+        ("empty: 5s", 'serving: ["10s my: A"]', 'expect.serving: no service "my"; there are mx'),
+        ("empty: 5s", 'serving: ["10s mx: A,B"]', 'no host "A,B" in mx'),
+        ("empty: 5s", 'serving: ["11m mx: A"]', "the story is over after 10m"),
+        ("empty: 5s", "breaks: [7]", "no rule 7 is held here; there are 1, 2, 3, 4, 5, 6, 9, 10"),
+        ("{main: [A, B]}", "{main: []}", "story.yaml:4:9: redirect mx forwards to nothing"),
+        (
+            "duration: 10m",
+            "relayd: {interval: 1s, timeout: 20s}",
+            "story.yaml:3:9: timeout must be shorter than the interval",
+        ),
         (
             "duration: 10m",
             "services: {imap: {require: [smtp]}}",
@@ -126,6 +154,75 @@ def test_a_wrong_scenario_is_told_with_its_place(
     result = hactl("simulate", scenario(tmp_path, SCENARIO.replace(old, new, 1)))
     assert (result.exit_code, said in result.output) == (1, True), result.output
     assert "Traceback" not in result.output
+
+
+def test_a_scenario_in_which_too_much_happens_is_refused(tmp_path: Path) -> None:
+    text = SCENARIO.replace("10m", "30d").replace("for: 2m", "for: 10ms, every: 100ms")
+    result = hactl("simulate", scenario(tmp_path, text))
+    assert "events: too much happens: at most 200000 times in all" in result.output
+
+
+def test_what_a_scenario_has_of_a_cluster_is_not_ignored_beside_another(tmp_path: Path) -> None:
+    result = hactl("simulate", scenario(tmp_path), "-f", files(tmp_path))
+    assert result.exit_code == 1
+    assert "story.yaml:4:1: tables: the cluster is that of hactl.yaml; leave" in result.output
+
+
+def test_files_without_a_common_service_are_told(tmp_path: Path) -> None:
+    path = files(tmp_path, conf=CONF.replace("redirect mx", "redirect my"))
+    story = scenario(tmp_path, "duration: 1m\nevents: []\n")
+    for words in (("simulate", story, "-f", path), ("verify", "-f", path, "--budget", "0s")):
+        result = hactl(*words)
+        assert result.exit_code == 1
+        assert f"has no service of {tmp_path}/relayd.conf, where there are my" in result.output
+
+
+def test_simulate_says_what_it_assumes_of_an_operators_own_files(tmp_path: Path) -> None:
+    path = files(
+        tmp_path, GOOD.replace("relayctl", "observe"), CONF.replace("10.0.0.5", "10.0.0.9")
+    )
+    story = scenario(tmp_path, "duration: 3m\nevents: [{at: 1m, do: hang, to: [mx0]}]\n")
+    said = hactl("simulate", story, "-f", path).output
+    assert "note: service mx: mode observe, simulated as if hactl acted in it" in said
+    assert "note: service mx: host 10.0.0.9 of table mx is no node" in said
+    assert "host disable 1 mx/10.0.0.4" in said
+
+
+def test_a_picture_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
+    place = tmp_path / "no" / "out.svg"
+    result = hactl("simulate", scenario(tmp_path), "--svg", place)
+    assert (result.exit_code, result.output) == (1, f"hactl: {place}: No such file or directory\n")
+    for name in ("", "-"):
+        assert hactl("simulate", scenario(tmp_path), "--svg", name).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["simulate", "verify"])
+def test_an_output_that_cannot_be_written_is_told(tmp_path: Path, command: str) -> None:
+    words = {
+        "simulate": ["simulate", scenario(tmp_path)],
+        "verify": ["verify", "-f", files(tmp_path), "--budget", "0s", "--jobs", "1"],
+    }[command]
+    program = [sys.executable, "-c", "from hactl.cli.main import main; main()", *map(str, words)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == "hactl: standard output: No space left on device\n"
+    assert done.returncode == 3
+    closed = ["sh", "-c", '"$@" >&-', "sh", *program]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_text_that_the_output_cannot_encode_is_escaped(tmp_path: Path) -> None:
+    story = scenario(tmp_path, SCENARIO.replace("about: A hangs", "about: größer 日本"))
+    program = [sys.executable, "-c", "from hactl.cli.main import main; main()", "simulate"]
+    done = subprocess.run(
+        [*program, str(story)],
+        env={"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.stdout.decode("latin-1").startswith("größer \\u65e5\\u672c\n")
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
@@ -165,6 +262,46 @@ def test_verify_claims_nothing_of_what_it_did_not_try(tmp_path: Path) -> None:
     assert "holds" not in result.output
 
 
+class Broken(Watch):
+    """Finds every story unsafe."""
+
+    def ended(self, world: World) -> None:
+        self.violations.append(Violation(6, 10.0, "as the test says"))
+
+
+def test_verify_keeps_what_breaks_a_rule_as_a_scenario(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hactl.sim.verify.Watch", Broken)
+    path, kept = files(tmp_path), tmp_path / "kept"
+    words = ("verify", "-f", path, "--budget", "500ms", "--jobs", 1)
+    result = hactl(*words)
+    assert (result.exit_code, "run it with --keep DIR" in result.output) == (1, True)
+    result = hactl(*words, "--keep", kept)
+    assert "rule  6 BROKEN" in result.output
+    assert f"kept in {kept}" in result.output
+    story = kept / "broken-1.yaml"
+    assert 'about: "crash mx0: rule 6' in story.read_text()
+    assert hactl("simulate", story, "-f", path).exit_code == 0, "the real Watch finds nothing"
+
+
+def test_verify_says_when_its_budget_was_too_small(tmp_path: Path) -> None:
+    result = hactl("verify", "-f", files(tmp_path), "--budget", "1ms", "--jobs", 1)
+    assert re.search(r"^1 of \d\d single faults, 0 of", result.output, re.MULTILINE)
+    assert "not every single fault was tried: give it a larger --budget" in result.output
+
+
+def test_verify_tells_the_worst_of_five_phases(tmp_path: Path) -> None:
+    what = read(files(tmp_path), None)[2]
+    case = next(case for case in singles(what) if case.name == "refuse mx0 (smtp)")
+    alone = [
+        World(what, each.events, each.seconds, seed=1).run().figures["mx"].worst_detection or 0
+        for each in phases(what, case)
+    ]
+    assert len({round(seconds, 1) for seconds in alone}) == 5
+    assert trial(what, case).services["mx"][0] == max(alone)
+
+
 def test_verify_tries_the_faults_of_preferred_checks(tmp_path: Path) -> None:
     checks = "{smtp: {type: smtp}, queue: {type: queue}}"
     text = GOOD.replace("{smtp: {type: smtp}}", checks).replace(
@@ -174,6 +311,7 @@ def test_verify_tries_the_faults_of_preferred_checks(tmp_path: Path) -> None:
     assert {"warn mx0 (queue)", "hang mx0 (queue)", "refuse mx0 (smtp)"} <= tried
 
 
+OTHER = "redirect other { listen on 10.1.0.2 port 25\nforward to <mx> check tcp }\nredirect mx"
 TABLE = "table <mx> { 10.0.0.4 retry 2, 10.0.0.5 retry 2 }"
 
 
@@ -221,8 +359,8 @@ def test_verify_tells_where_relayd_conf_is_wrong(tmp_path: Path) -> None:
         (TABLE, "table <mx> { 10.0.0.4 retry 2, 10.0.0.9 retry 2 }", "host 10.0.0.9 of table mx"),
         (TABLE, "table <mx> { 10.0.0.4, 10.0.0.5 retry 2 }", "retry 0: one lost SYN"),
         ("check tcp", "check script \"/x\"", "has a script check"),
-        ("redirect mx {", "redirect other {", "relayd.conf has no redirect or relay of that name"),
-        ("redirect mx {", "redirect other {", "service other: relayd has it, hactl.yaml does not"),
+        ("{mx: ", "{my: {require: [smtp]}, mx: ", "service my: relayd.conf has no redirect or relay"),
+        ("redirect mx", OTHER, "service other: relayd has it, hactl.yaml does not"),
         ("{type: smtp}", "{type: smtp, fall: 1}", "fall 1: one lost packet"),
         ("{type: smtp}", "{type: smtp, rise: 1}", "rise 1: one good look"),
         ("{type: smtp}", "{type: smtp, interval: 1m}", "looked at only every 1m"),
