@@ -60,7 +60,7 @@ install:
 	        >"$$file" && chmod 755 "$$file" || exit 1; \
 	done
 	install -m 755 hactl/relayd/hactl-verdict "$(DESTDIR)$(LIBEXEC)/"
-	install -m 644 etc/hactl.yaml "$(DESTDIR)$(EXAMPLES)/"
+	install -m 644 etc/hactl.yaml etc/relayd.conf "$(DESTDIR)$(EXAMPLES)/"
 	install -m 644 man/*.5 "$(DESTDIR)$(MANDIR)/man5/"
 	install -m 644 man/*.8 "$(DESTDIR)$(MANDIR)/man8/"
 	sed 's|/usr/local|$(PREFIX)|' rc.d/hactld >"$(DESTDIR)$(RCDIR)/hactld"
@@ -75,6 +75,7 @@ uninstall:
 	rm -rf "$(DESTDIR)$(LIB)" "$(DESTDIR)$(LIB).new"
 	rm -f "$(DESTDIR)$(PREFIX)/bin/hactl" "$(DESTDIR)$(PREFIX)/sbin/hactld" \
 	    "$(DESTDIR)$(LIBEXEC)/hactl-verdict" "$(DESTDIR)$(EXAMPLES)/hactl.yaml" \
+	    "$(DESTDIR)$(EXAMPLES)/relayd.conf" \
 	    "$(DESTDIR)$(RCDIR)/hactld"
 	for page in man/*; do \
 	    rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}"; \

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import checks
 from hactl import config
 from hactl.cli.main import main
 from hactl.core.model import HostStatus
 from hactl.relayd import conf
+from hactl.sim.rules import RULES
+from hactl.sim.scenario import Expect, Written
+from hactl.sim.truth import DEEDS, FAULTS
 
 ROOT = Path(__file__).parents[1]
 HACTL, HACTLD, YAML = (ROOT / "man" / name for name in ("hactl.8", "hactld.8", "hactl.yaml.5"))
@@ -82,6 +86,27 @@ def test_every_command_and_option_has_help() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, f"{name} {parameter.name}"
+
+
+def test_the_scenario_of_the_manual_runs_as_it_says(tmp_path: Path) -> None:
+    text = sections(HACTL)["SCENARIOS"].split(".Bd -literal -offset indent\n")[1]
+    path = tmp_path / "story.yaml"
+    path.write_text(text.split(".Ed\n")[0])
+    result = CliRunner().invoke(main, ["simulate", str(path)])
+    assert (result.exit_code, "as expected" in result.output) == (0, True), result.output
+
+
+def test_all_that_a_scenario_can_do_is_explained() -> None:
+    listed = items(sections(HACTL)["SCENARIOS"], "Li").keys()
+    named = [name for names in listed for name in names.split(" , ")]
+    assert sorted(named) == sorted([*FAULTS, *DEEDS])
+    for key in (*Written.__struct_encode_fields__, *Expect.__struct_encode_fields__):
+        assert re.search(rf"^\.Ic .*\b{key}\b", sections(HACTL)["SCENARIOS"], re.MULTILINE), key
+
+
+def test_every_rule_is_explained() -> None:
+    listed = items(sections(HACTL)["RULES"], "Li")
+    assert {int(number): body.split("\n")[1] for number, body in listed.items()} == RULES
 
 
 def test_every_state_of_a_host_is_explained() -> None:

@@ -1,7 +1,8 @@
 """picture: a run as SVG: who was in pf over time, and behind it what was the matter.
 
 A lane for each member: a bar while it is in pf, a pale band while its node fails, hatched where
-both meet, for that is traffic that met a failing member.  Text says what colour says.
+both meet, for that is traffic that met a failing member.  What happens is listed below, with its
+times, and numbered where it begins.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from hactl.sim.world import Cluster, Run, Stretch
 
 WIDTH, LEFT, RIGHT = 1000, 150, 20
 LANE, BAR, HEAD = 26, 14, 64
+LINE, LISTED = 16, 40  # of the list below
+LETTERS = 20  # of a name that have room on the left
 STYLE = """
 text { font: 12px sans-serif; fill: #222 }
 .title { font-size: 15px; font-weight: bold }
@@ -53,14 +56,15 @@ def picture(
             body += _lanes(layout, what, events, run, y)
             y += LANE * len(layout.seats) + 16
     deeds = [*_deeds(events, duration, y)]
-    height = y + 12
+    listed = [*_list(events, duration, y + LINE + 14)]
+    height = y + LINE * (len(listed) + 1) + 14
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"'
         f' width="{WIDTH}" height="{height}" role="img">',
         f"<title>{escape(title)}</title>", f"<style>{STYLE}</style>", f"<defs>{HATCH}</defs>",
         _text(8, 20, title, "title"),
         _text(8, 38, "bar: in pf; band: its node fails; hatched: both; red: nobody is in pf", "dim"),
-        *_grid(duration, y), *deeds, *body, "</svg>", "",
+        *_grid(duration, y), *deeds, *body, *listed, "</svg>", "",
     ])  # fmt: skip
 
 
@@ -92,16 +96,36 @@ def _grid(duration: float, bottom: float) -> Iterator[str]:
 
 
 def _deeds(events: Sequence[Event], duration: float, bottom: float) -> Iterator[str]:
+    """Draw where each event begins the first time, by its number, and a line for each deed."""
+    free = [0.0, 0.0]  # where there is room, in two rows
     for edge in truth_.edges(events, duration):
         event = events[edge.number]
+        x = _x(edge.at, duration)
         if edge.begins and event.do not in FAULTS:
-            x = _x(edge.at, duration)
             about = escape(f"{event} at {Duration(round(edge.at, 1))}")
             yield (
                 f'<line x1="{x}" y1="{HEAD}" x2="{x}" y2="{bottom}" class="deed">'
                 f"<title>{about}</title></line>"
             )
-            yield _text(x + 2, bottom - 2, event.do, "dim")
+        if edge.begins and not edge.turn and edge.number < LISTED:
+            row = 0 if free[0] <= x else 1
+            free[row] = x + 8 * len(str(edge.number + 1)) + 2
+            yield _text(x, bottom + 4 + 10 * row, str(edge.number + 1), "dim", "middle")
+
+
+def _list(events: Sequence[Event], duration: float, top: float) -> Iterator[str]:
+    """Write each event with its times."""
+    for number, event in enumerate(events[:LISTED]):
+        if event.at >= duration:
+            continue
+        text = f"{number + 1}  {event}, at {Duration(round(event.at, 1))}"
+        text += f" for {Duration(event.lasts)}" if event.lasts is not None else ""
+        text += f", every {Duration(event.every)}" if event.every is not None else ""
+        text += f", until {Duration(event.until)}" if event.until is not None else ""
+        yield _text(8, top + LINE * number, text, "dim")
+    if len(events) > LISTED:
+        more = f"and {len(events) - LISTED} more"
+        yield _text(8, top + LINE * LISTED, more, "dim")
 
 
 def spans(
@@ -138,7 +162,9 @@ def _lanes(
     for number, seat in enumerate(layout.seats):
         y = top + LANE * number
         where = " (backup)" if seat.member.table else ""
-        yield _text(LEFT - 8, y + BAR, f"{seat.node}{where}", "", "end")
+        room = LETTERS - len(where)
+        name = seat.node if len(seat.node) <= room else f"{seat.node[: room - 3]}..."
+        yield _text(LEFT - 8, y + BAR, f"{name}{where}", "", "end")
         bad = [*bad_spans(layout, what, events, end, seat.node)]
         for first, last in bad:
             yield _box(first, last, end, y - 2, LANE - 4, "bad")

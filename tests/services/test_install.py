@@ -89,7 +89,7 @@ def test_the_wheel_has_what_the_programs_need_and_what_they_are_described_by(bui
         infos = {info.filename: info for info in archive.infolist()}
     assert {name.partition("/")[0].partition("-")[0] for name in infos} == {"hactl", "checks"}
     data = f"hactl-{hactl.__version__}.data/data/"
-    examples = {f"share/examples/hactl/{name}" for name in ("hactl.yaml", "hactld")}
+    examples = {f"share/examples/hactl/{name}" for name in ("hactl.yaml", "relayd.conf", "hactld")}
     assert {data + name for name in PAGES | examples} <= infos.keys()
     assert {"hactl/lab/client.c", "hactl/py.typed", "checks/py.typed"} <= infos.keys()
     assert infos["hactl/relayd/hactl-verdict"].external_attr >> 16 & 0o111 == 0o111

@@ -90,6 +90,8 @@ def test_simulate_prints_json_and_draws(tmp_path: Path) -> None:
     assert drawn.tag.endswith("svg")
     kinds = {e.get("class") for e in drawn.iter() if e.tag.endswith("rect")}
     assert {"in", "bad", "hit", "empty"} <= kinds
+    words = [e.text for e in drawn.iter() if e.tag.endswith("text")]
+    assert {"1  hang A, at 2m for 2m", "2  reload, at 5m"} <= set(words)
 
 
 def test_simulate_runs_a_story_on_an_operators_own_files(tmp_path: Path) -> None:
