@@ -6,7 +6,9 @@ Untrusted text (banners, host names) is escaped here, whatever was done to it be
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import time
 from collections.abc import Sequence
 
 _COLOURS = {"red": "31", "yellow": "33", "green": "32", "bold": "1", "dim": "2"}
@@ -28,6 +30,30 @@ def coloured() -> bool:
 def paint(text: str, colour: str) -> str:
     """Colour a text that carries its meaning without colour too."""
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if colour and coloured() else text
+
+
+class Progress:
+    """A line on standard error for who waits longer than a second at a terminal."""
+
+    def __init__(self) -> None:
+        self._shown = False
+        self._next = time.monotonic() + 1
+
+    def show(self, part: float, text: str) -> None:
+        """Show how much is done, 0 to 1, and what; a few times a second at most."""
+        if time.monotonic() < self._next or not sys.stderr.isatty():
+            return
+        self._next = time.monotonic() + 0.2
+        self._shown = True
+        done = min(20, int(20 * part))
+        line = f"[{'#' * done}{'.' * (20 - done)}] {text}"
+        room = shutil.get_terminal_size().columns - 1
+        print(f"\r{line[:room]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def table(

@@ -164,7 +164,7 @@ class _Pool:
             mine = {
                 m
                 for m, s in self.seats.items()
-                if {s.node, m.service, f"{m.service}/{s.node}"} & set(event.to)
+                if not event.to or {s.node, m.service, f"{m.service}/{s.node}"} & set(event.to)
             }
             if edge.begins and event.do in ("disable", "drain", "maint"):
                 self.out |= mine

@@ -12,13 +12,13 @@ from hactl import config as config_
 from hactl.config import ConfigError
 from hactl.core.units import span
 from hactl.daemon.plan import mismatches
-from hactl.show import safe, table
+from hactl.show import Progress, safe, table
 from hactl.sim import peers
 from hactl.sim.ledger import Figures
 from hactl.sim.picture import picture
 from hactl.sim.scenario import Scenario, files, load
 from hactl.sim.simulate import Outcome, simulate
-from hactl.sim.world import Run
+from hactl.sim.world import START, Run, Watcher, World
 
 HEAD = (
     "RULE",
@@ -66,14 +66,27 @@ def read(
     return load(path, what), (*mismatches(config, conf), *observed)
 
 
+class _Waiting(Watcher):
+    """Shows how far a run has come."""
+
+    def __init__(self, line: Progress) -> None:
+        self._line = line
+
+    def cycled(self, world: World) -> None:
+        self._line.show((world.now - START) / world.duration, "hactl")
+
+
 def compare(scenario: Scenario) -> tuple[Outcome, list[tuple[str, Run]]]:
     """Run a scenario, and the same under every peer's rule."""
-    outcome = simulate(scenario)
+    line = Progress()
+    outcome = simulate(scenario, watchers=[_Waiting(line)])
     assert scenario.what is not None
     runs = [("hactl", outcome.run)]
-    for peer in peers.PEERS:
+    for number, peer in enumerate(peers.PEERS):
+        line.show(number / len(peers.PEERS), peer.name)
         run = peers.run(scenario.what, scenario.events, scenario.duration, peer, scenario.seed)
         runs.append((peer.name, run))
+    line.clear()
     return outcome, runs
 
 

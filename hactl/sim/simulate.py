@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
@@ -10,7 +10,7 @@ from hactl.core.model import Verb
 from hactl.sim import scenario as scenario_
 from hactl.sim.rules import Violation, Watch
 from hactl.sim.scenario import Scenario
-from hactl.sim.world import Run, World
+from hactl.sim.world import Run, Watcher, World
 
 
 class Outcome(Struct, frozen=True):
@@ -21,7 +21,9 @@ class Outcome(Struct, frozen=True):
     disappointments: tuple[str, ...]
 
 
-def simulate(scenario: Scenario, *, seed: int | None = None) -> Outcome:
+def simulate(
+    scenario: Scenario, *, seed: int | None = None, watchers: Sequence[Watcher] = ()
+) -> Outcome:
     """Run a scenario that has a cluster."""
     assert scenario.what is not None
     watch = Watch()
@@ -30,7 +32,7 @@ def simulate(scenario: Scenario, *, seed: int | None = None) -> Outcome:
         scenario.events,
         scenario.duration,
         seed=scenario.seed if seed is None else seed,
-        watchers=[watch],
+        watchers=[watch, *watchers],
     )
     run = world.run()
     expect = scenario.expect

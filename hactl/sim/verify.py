@@ -15,9 +15,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
-import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -33,7 +31,7 @@ from hactl.core.model import Kind
 from hactl.core.units import span
 from hactl.daemon.plan import mismatches
 from hactl.relayd.conf import RelaydConf
-from hactl.show import safe, table
+from hactl.show import Progress, safe, table
 from hactl.sim.rules import RULES, Watch
 from hactl.sim.scenario import files, write
 from hactl.sim.truth import Event
@@ -527,23 +525,16 @@ def run(
     say: Callable[[str], None],
 ) -> int:
     """Do what `hactl verify` does; return its exit code.  Raise ConfigError, OSError."""
-    last = 0.0
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
 
+    waiting = Progress()
+
     def progress(done: int, known: int) -> None:
-        nonlocal last
-        if sys.stderr.isatty() and time.monotonic() > last + 0.2:
-            last = time.monotonic()
-            part = min(20, 20 * done // max(1, known))
-            bar = "#" * part + "." * (20 - part)
-            text = f"[{bar}] {done} schedules, {known} to be sure"
-            room = shutil.get_terminal_size().columns - 1
-            print(f"\r{text[:room]}", end="", file=sys.stderr, flush=True)
+        waiting.show(done / max(1, known), f"{done} schedules, {known} to be sure")
 
     verdict = verify(path, relayd, budget, jobs, progress)
-    if last:
-        print("\r\x1b[K", end="", file=sys.stderr)
+    waiting.clear()
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(verdict), indent=1).decode())
     else:
