@@ -27,7 +27,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/pytest -q -n 4 -m "not service and not long"
+	$(BIN)/pytest -q -n 3 -m "not service and not long"
 
 # Real servers have real deadlines: what fails beside others has to pass when it runs alone.
 test: lint

@@ -128,6 +128,7 @@ def test_a_cancelled_program_is_gone_with_its_children(script: str, tmp_path: Pa
     assert all(map(gone, begun))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("turns", range(8))
 def test_a_loop_ends_whatever_a_program_has_come_to(turns: int) -> None:
     """When all is cancelled while the program's pipes are connected, asyncio forgets to wake up."""

@@ -351,7 +351,7 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 def test_a_few_histories_break_no_rule() -> None:
-    run_state_machine_as_test(AnyHistory, settings=settings(quickly, max_examples=4))
+    run_state_machine_as_test(AnyHistory, settings=settings(quickly, max_examples=2))
 
 
 @pytest.mark.long
@@ -539,6 +539,7 @@ EXAMPLES_OF_EACH: dict[str, tuple[Callable[[], None], tuple[Break, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EXAMPLES_OF_EACH)
 def test_each_rule_holds_on_its_example(name: str) -> None:
     EXAMPLES_OF_EACH[name][0]()

@@ -9,6 +9,7 @@ from hactl.sim.truth import Event
 from hactl.sim.world import World
 from tests.sim.farm import pair
 
+pytestmark = pytest.mark.long
 STEPS = [n * 0.25 for n in range(9)]  # an interval, in parts of an eighth
 
 

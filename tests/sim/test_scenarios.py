@@ -11,9 +11,16 @@ from hactl.sim.scenario import load
 from hactl.sim.simulate import simulate
 
 LONG = {  # days, or hours in which something happens all the time
-    "antiphase", "antiphase-with-backup", "capacity-leaves-slowly", "clock-ahead-over-a-restart",
-    "flapping-node", "loss-of-a-half", "loss-of-a-twentieth", "lossy-check-of-relayd",
-    "lossy-way-to-one", "relayctl-too-late-while-flapping", "ten-days-of-running",
+    "antiphase", "antiphase-with-backup", "blips", "capacity-leaves-slowly",
+    "clock-ahead-over-a-restart", "closed-all-out-one-back-by-shared-fate",
+    "drained-after-seven-removals", "drained-while-the-other-flaps", "enabled-into-an-empty-table",
+    "exclusive-antiphase", "exclusive-blips-of-all", "exclusive-first-flaps",
+    "exclusive-hook-antiphase", "exclusive-out-before-a-restart", "flapping-node",
+    "killed-before-its-removal-counts", "load-guard-over-a-restart", "loss-of-a-half",
+    "loss-of-a-twentieth", "lossy-check-of-relayd", "lossy-way-to-one",
+    "pinned-after-seven-removals", "recalled-one-fails-with-another", "relayctl-too-late-all-out",
+    "relayctl-too-late-while-flapping", "sessions-run-out",
+    "shared-fate-while-the-one-that-came-back-falls", "slow-under-load", "ten-days-of-running",
     "three-checks-in-turn", "two-services-of-one-node",
 }  # fmt: skip
 FILES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
@@ -21,7 +28,7 @@ FILES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
 
 @pytest.mark.parametrize(
     "file",
-    [pytest.param(f, marks=[pytest.mark.service] if f.stem in LONG else []) for f in FILES],
+    [pytest.param(f, marks=[pytest.mark.long] if f.stem in LONG else []) for f in FILES],
     ids=lambda file: file.stem,
 )
 def test_scenario(file: Path) -> None:
