@@ -531,7 +531,7 @@ def run(
     waiting = Progress()
 
     def progress(done: int, known: int) -> None:
-        waiting.show(done / max(1, known), f"{done} schedules, {known} to be sure")
+        waiting.show(done / max(1, known), f"{counted(done, 'schedule')}, {known} to be sure")
 
     verdict = verify(path, relayd, budget, jobs, progress)
     waiting.clear()
