@@ -41,7 +41,8 @@ class Progress:
 
     def show(self, part: float, text: str) -> None:
         """Show how much is done, 0 to 1, and what; a few times a second at most."""
-        if time.monotonic() < self._next or not sys.stderr.isatty():
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        if time.monotonic() < self._next or not terminal:
             return
         self._next = time.monotonic() + 0.2
         self._shown = True

@@ -502,6 +502,8 @@ def verify(
     from hactl.core.units import Duration
     from hactl.sim.verify import run
 
+    if keep == "":
+        raise click.BadParameter("expected the name of a directory", param_hint="--keep")
     try:
         seconds = Duration.parse(budget)
     except ValueError as error:

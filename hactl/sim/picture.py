@@ -19,6 +19,7 @@ from hactl.sim.world import Cluster, Run, Stretch
 WIDTH, LEFT, RIGHT = 1000, 150, 20
 LANE, BAR, HEAD = 26, 14, 64
 LINE, LISTED = 16, 40  # of the list below
+ROWS = 3  # of numbers above it
 LETTERS = 20  # of a name that have room on the left
 STYLE = """
 text { font: 12px sans-serif; fill: #222 }
@@ -56,8 +57,8 @@ def picture(
             body += _lanes(layout, what, events, run, y)
             y += LANE * len(layout.seats) + 16
     deeds = [*_deeds(events, duration, y)]
-    listed = [*_list(events, duration, y + LINE + 14)]
-    height = y + LINE * (len(listed) + 1) + 14
+    listed = [*_list(events, duration, y + LINE + 10 * ROWS)]
+    height = y + LINE * (len(listed) + 1) + 10 * ROWS
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"'
         f' width="{WIDTH}" height="{height}" role="img">',
@@ -97,7 +98,7 @@ def _grid(duration: float, bottom: float) -> Iterator[str]:
 
 def _deeds(events: Sequence[Event], duration: float, bottom: float) -> Iterator[str]:
     """Draw where each event begins the first time, by its number, and a line for each deed."""
-    free = [0.0, 0.0]  # where there is room, in two rows
+    free = [0.0] * ROWS  # where there is room
     for edge in truth_.edges(events, duration):
         event = events[edge.number]
         x = _x(edge.at, duration)
@@ -108,7 +109,7 @@ def _deeds(events: Sequence[Event], duration: float, bottom: float) -> Iterator[
                 f"<title>{about}</title></line>"
             )
         if edge.begins and not edge.turn and edge.number < LISTED:
-            row = 0 if free[0] <= x else 1
+            row = next((n for n, end in enumerate(free) if end <= x), ROWS - 1)
             free[row] = x + 8 * len(str(edge.number + 1)) + 2
             yield _text(x, bottom + 4 + 10 * row, str(edge.number + 1), "dim", "middle")
 
@@ -163,7 +164,8 @@ def _lanes(
         y = top + LANE * number
         where = " (backup)" if seat.member.table else ""
         room = LETTERS - len(where)
-        name = seat.node if len(seat.node) <= room else f"{seat.node[: room - 3]}..."
+        name, half = seat.node, (room - 3) // 2
+        name = name if len(name) <= room else f"{name[:half]}...{name[-half:]}"
         yield _text(LEFT - 8, y + BAR, f"{name}{where}", "", "end")
         bad = [*bad_spans(layout, what, events, end, seat.node)]
         for first, last in bad:

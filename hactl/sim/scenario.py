@@ -10,8 +10,8 @@
       empty: 0s
 
 `nodes`, `checks`, `services` and `defaults` are those of hactl.yaml; what is left out is made up:
-every word in `tables` is a node, a check without type is an smtp one, a service requires every
-check; relayd has check tcp, or the script where a service's mode is hook.  Whole files
+every word in `tables` is a node, a check without type is an smtp one, a service that is not named
+requires every check; relayd has check tcp, or the script where a service's mode is hook.  Whole files
 stand in `hactl: |` and `conf: |` (relayd.conf).  Errors are those of hactl.yaml: all at once, each
 with its place; what would silently do nothing is one.
 """
@@ -37,7 +37,7 @@ from hactl.sim.world import LASTING, Cluster, cluster
 
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Length = Annotated[Duration, Meta(ge=1, le=30 * 86400)]
-_WINDOW = re.compile(r"(enable|disable) (\S+)/(\S+) (\S+)\.\.(\S+)(?: (\w+))?")
+_WINDOW = re.compile(r"(enable|disable) (\S+)/(\S+) (\S+)\.\.(\S+)(?: (\S+))?")
 _PLACE = re.compile(r"(.*?):(\d+):(\d+): ")
 _SERVED = re.compile(r"(\S+) (\S+): (.+)")
 
@@ -389,6 +389,8 @@ def _useless(event: Event, end: float) -> Iterator[tuple[str, str]]:
         yield "until", 'it goes with "every"'
     elif event.until is not None and event.until <= event.at:
         yield "until", f"before it begins, at {Duration(event.at)}"
+    if event.every is not None and event.lasts is None and do in (*FAULTS, *LASTING, "cut"):
+        yield "every", 'it needs "for", or the first time lasts to the end'
     fault = do in FAULTS
     for key, given, used in (
         ("to", event.to, fault or do in _TARGETS),
@@ -435,6 +437,8 @@ def _unreadable(name: str, top: Map, file: File, what: Cluster | None) -> Iterat
             found = served(line)
             if found is None:
                 yield wrong("serving", f'expected "10m mx: A, B" (got "{line}")')
+            elif any("#" in word for word in found[2]):
+                yield wrong("serving", f'pf has addresses, none with a # (got "{line}")')
             elif text := unknown(found[1], found[2]):
                 yield wrong("serving", text)
             elif found[0] > file.duration:

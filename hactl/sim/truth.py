@@ -142,10 +142,10 @@ class Truth:
     """Knows what is the matter; `turn` is called at each edge."""
 
     def __init__(self, events: Sequence[Event]) -> None:
-        self._active: dict[tuple[int, int], Event] = {}  # by number and turn: turns may overlap
+        self._turns: dict[int, int] = {}  # how many of an event's turns are under way
+        self._active: list[Event] = []
         self._events = events
         self._moods: dict[tuple[str, str], Mood] = {}
-        self.cut = False
         self.epoch = 0  # counts what began and ended
 
     def turn(self, edge: Edge) -> None:
@@ -153,17 +153,20 @@ class Truth:
         event = self._events[edge.number]
         if event.do not in FAULTS and event.do != "cut":
             return
+        turns = self._turns[edge.number] = self._turns.get(edge.number, 0) + (edge.begins or -1)
+        if turns != edge.begins:
+            return  # another turn goes on
         if edge.begins:
-            self._active[edge.number, edge.turn] = event
+            self._active.append(event)
         else:
-            self._active.pop((edge.number, edge.turn), None)
+            self._active.remove(event)
         self._moods.clear()
         self.epoch += 1
 
     @property
     def restless(self) -> bool:
         """Looks may differ although nothing begins or ends."""
-        return any(e.do in ("loss", "overload") for e in self._active.values())
+        return any(e.do in ("loss", "overload") for e in self._active)
 
     def mood(self, node: str, check: str) -> Mood:
         """Return what a look by *check* at *node* finds; RELAYD is relayd's own check."""
@@ -174,7 +177,7 @@ class Truth:
         return found
 
     def _find(self, node: str, check: str) -> Mood:
-        mine = [e for e in self._active.values() if _concerns(e, node, check)]
+        mine = [e for e in self._active if _concerns(e, node, check)]
         if not mine:
             return WELL
         event = min(mine, key=lambda e: (_RANK.index(e.do), -e.share, -e.by))

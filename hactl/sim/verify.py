@@ -19,6 +19,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
@@ -26,7 +28,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from hactl.config import Config
+from hactl.config import Config, ConfigError, Problem
 from hactl.core.model import Kind
 from hactl.core.units import span
 from hactl.daemon.plan import mismatches
@@ -44,7 +46,7 @@ SLOW = 10.0  # seconds of interval from which on a required check is called slow
 CLEAR = ("crash", "vanish", "hang", "refuse", "slow")  # faults that a row of fails must show
 PHASES = 5
 KEPT = 20  # schedules that broke a rule, written down
-INTERRUPTED = 130  # the exit code after ^C, as a shell has it
+STOPPED = 130  # the exit code after ^C, as a shell has it
 
 
 class Case(Struct, frozen=True):
@@ -87,6 +89,7 @@ class Seen(Struct, frozen=True):
     """What one case came to: violations, and per service detection, changes, empty, needless."""
 
     case: Case
+    seconds: float  # simulated
     violations: tuple[tuple[int, str], ...]
     services: dict[str, tuple[float, int, float, float]]
 
@@ -102,7 +105,7 @@ class Verdict(Struct):
     weaknesses: list[str]
     services: list[Service]
     broken: dict[int, list[str]]
-    stopped: bool = False  # by ^C
+    stopped: str = ""  # by what, if not by the budget
     schedules: list[str] = []  # those that broke a rule, as scenarios
 
 
@@ -323,11 +326,10 @@ def sampled(what: Cluster, seed: int = 0) -> Iterator[Case]:
 _what: Cluster | None = None  # of a worker
 
 
-def _start(path: Path, relayd: Path | None) -> None:
-    """Make a worker ready; ^C is for who waits for it."""
+def _start(what: Cluster) -> None:
+    """Make a worker ready."""
     global _what
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _what = files(path, relayd)[2]
+    _what = what
 
 
 def _work(case: Case) -> Seen:
@@ -338,6 +340,7 @@ def _work(case: Case) -> Seen:
 def trial(what: Cluster, case: Case) -> Seen:
     """Run one case, in its phases, and return the worst of them."""
     services: dict[str, tuple[float, int, float, float]] = {}
+    seconds = 0.0
     for each in phases(what, case) if case.clear else (case,):
         watch = Watch()
         world = World(
@@ -350,17 +353,21 @@ def trial(what: Cluster, case: Case) -> Seen:
                 max(worst[0], mine[0]), max(worst[1], mine[1]),
                 max(worst[2], mine[2]), max(worst[3], mine[3]),
             )  # fmt: skip
+        seconds += each.seconds
         if watch.violations:
             break
-    return Seen(each, tuple((v.rule, str(v)) for v in watch.violations), services)
+    violations = tuple((v.rule, str(v)) for v in watch.violations)
+    return Seen(each, seconds, violations, services)
 
 
 def phases(what: Cluster, case: Case) -> Iterator[Case]:
     """Yield a case with its fault at other moments between two looks."""
-    checks = case.events[0].check or what.plan.rules.keys()
-    interval = max(what.plan.rules[check].interval for check in checks)
+    (event,) = case.events
+    mine = [each for each in what.layouts if any(s.node in event.to for s in each.seats)]
+    checks = event.check or {check for each in mine for check in each.require}
+    quickest = min((what.plan.rules[check].interval for check in checks), default=0.0)
     for n in range(PHASES):
-        shift = interval * n / PHASES
+        shift = quickest * n / PHASES
         events = tuple(replace(event, at=event.at + shift) for event in case.events)
         yield replace(case, events=events, seconds=case.seconds + shift)
 
@@ -388,11 +395,13 @@ def verify(
     queue = iter(_until(began + budget, chain(one, two, sampled(what))))
     known = len(one) + len(two)
     try:
-        for seen in _tried(what, path, relayd, queue, jobs):
+        for seen in _tried(what, queue, jobs):
             _take(verdict, seen)
             progress(verdict.single[0] + verdict.pairs[0] + verdict.sampled, known)
     except KeyboardInterrupt:
-        verdict.stopped = True
+        verdict.stopped = "interrupted"
+    except BrokenProcessPool:
+        verdict.stopped = "a process of verify was killed"
     verdict.seconds = round(time.monotonic() - began, 1)
     verdict.simulated_hours = round(verdict.simulated_hours, 1)
     return verdict
@@ -406,30 +415,45 @@ def _until(end: float, cases: Iterable[Case]) -> Iterator[Case]:
         yield case
 
 
-def _tried(
-    what: Cluster, path: Path, relayd: Path | None, queue: Iterator[Case], jobs: int
-) -> Iterator[Seen]:
+def _tried(what: Cluster, queue: Iterator[Case], jobs: int) -> Iterator[Seen]:
     """Yield what each case came to, from as many processes as there are *jobs*."""
     if jobs < 2:
         yield from (trial(what, case) for case in queue)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _start, (path, relayd)) as pool:
+    with ProcessPoolExecutor(jobs, context, _start, (what,)) as pool:
+        running: set[Future[Seen]] = set()
         try:
-            running: set[Future[Seen]] = set()
-            while running := running | {
-                pool.submit(_work, case) for case in islice(queue, 2 * jobs - len(running))
-            }:
+            while True:
+                with _deaf():  # and so is a worker that this starts
+                    more = [
+                        pool.submit(_work, case) for case in islice(queue, 2 * jobs - len(running))
+                    ]
+                if not (running := running | {*more}):
+                    return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (each.result() for each in done)
+        except KeyboardInterrupt:
+            yield from [each.result() for each in running if not each.cancel()]
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore ^C for a moment."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _take(verdict: Verdict, seen: Seen) -> None:
     """Add what one case came to."""
     case = seen.case
-    verdict.simulated_hours += case.seconds / 3600
+    verdict.simulated_hours += seen.seconds / 3600
     if case.kind == "single":
         verdict.single = (verdict.single[0] + 1, verdict.single[1])
     elif case.kind == "pair":
@@ -509,9 +533,20 @@ def lines(verdict: Verdict) -> Iterator[str]:
         f" {verdict.simulated_hours:.0f} simulated hours in {verdict.seconds:.0f} s"
     )
     if verdict.stopped:
-        yield "interrupted: this is what was tried until then"
+        yield f"{verdict.stopped}: this is what was tried until then"
     elif verdict.single[0] < verdict.single[1]:
         yield "not every single fault was tried: give it a larger --budget"
+
+
+def _make_room(keep: Path) -> None:
+    """Make a directory, and see that files can be made in it, before a long run."""
+    keep.mkdir(parents=True, exist_ok=True)
+    if any(keep.glob("broken-*.yaml")):
+        text = "has schedules of an earlier run, broken-*.yaml; name another directory"
+        raise ConfigError([Problem(str(keep), 0, 0, "", text)])
+    first = keep / "broken-1.yaml"
+    first.touch()
+    first.unlink()
 
 
 def run(
@@ -526,7 +561,7 @@ def run(
 ) -> int:
     """Do what `hactl verify` does; return its exit code.  Raise ConfigError, OSError."""
     if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
+        _make_room(keep)
 
     waiting = Progress()
 
@@ -549,4 +584,4 @@ def run(
             if keep is not None
             else "run it with --keep DIR to have these schedules as scenarios for hactl simulate -f"
         )
-    return 1 if verdict.broken else INTERRUPTED if verdict.stopped else 0
+    return 1 if verdict.broken else STOPPED if verdict.stopped else 0

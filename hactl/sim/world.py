@@ -180,6 +180,7 @@ class World:
         self.late = False  # relayctl's answers are, and are not waited for
         self.lag = self.stalled = False
         self._lasting = dict.fromkeys(LASTING, 0)  # how many of each are under way
+        self._off = 0  # and how many that keep relayd down
         self.foreign: set[Member] = set()  # disabled by hand, and seen by hactl
         self.reborn: float | None = None  # when hactld was last started
         self.changed_at = self.now  # when anything last happened that decisions depend on
@@ -380,6 +381,8 @@ class World:
                 self._order(event)
 
     def _restart(self, event: Event, begins: bool) -> None:
+        if event.lasts:
+            self._off += 1 if begins else -1
         if begins and not self.down:
             self._relayd.clear()
             if event.do == "restart":
@@ -389,7 +392,7 @@ class World:
             self.down = True
             self.foreign.clear()
             self._touched()
-        if self.down and (not begins or not event.lasts):
+        if self.down and not self._off:
             self.down = False
             self.model = Model(pf=self.model.pf)
             self._load(self.now)

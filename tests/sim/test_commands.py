@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -15,8 +16,8 @@ from click.testing import CliRunner, Result
 from hactl.cli.main import main
 from hactl.sim.rules import Violation, Watch
 from hactl.sim.scenario import files as read
-from hactl.sim.verify import phases, singles, trial
-from hactl.sim.world import World
+from hactl.sim.verify import Case, Seen, phases, singles, trial
+from hactl.sim.world import Cluster, World
 
 SCENARIO = """
 about: A hangs
@@ -127,6 +128,8 @@ def test_simulate_runs_a_story_on_an_operators_own_files(tmp_path: Path) -> None
         ("do: reload", "do: reload, check: [smtp]", "events.check: reload has no use for it"),
         ("for: 2m", "for: 2m, shift: 1", "events.shift: hang has no use for it"),
         ("for: 2m", "for: 0s", "events.for: expected a duration of at least 1ms"),
+        ("for: 2m", "every: 5m", 'events.every: it needs "for"'),
+        ("empty: 5s", 'serving: ["10s mx: A, A#2"]', "pf has addresses, none with a #"),
         ("for: 2m", "until: 5m", 'events.until: it goes with "every"'),
         ("for: 2m", "every: 1m, until: 1m", "events.until: before it begins, at 2m"),
         ("duration: 10m", "duration: 1m", "events.at: the story is over after 1m"),
@@ -285,23 +288,54 @@ def test_verify_keeps_what_breaks_a_rule_as_a_scenario(
     story = kept / "broken-1.yaml"
     assert 'about: "crash mx0: rule 6' in story.read_text()
     assert hactl("simulate", story, "-f", path).exit_code == 0, "the real Watch finds nothing"
+    result = hactl(*words, "--keep", kept)
+    assert result.output == (
+        f"{kept}: has schedules of an earlier run, broken-*.yaml; name another directory\n"
+    )
+    assert hactl(*words, "--keep", "").exit_code == 2
+    result = hactl(*words, "--keep", tmp_path / "hactl.yaml")
+    assert result.output == f"hactl: {tmp_path}/hactl.yaml: File exists\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyboardInterrupt, "interrupted"), (BrokenProcessPool, "a process of verify was killed")],
+)
+def test_verify_tells_what_it_tried_before_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], said: str
+) -> None:
+    def some(what: Cluster, case: Case) -> Seen:
+        if case.name.startswith("hang"):
+            raise error
+        return trial(what, case)
+
+    monkeypatch.setattr("hactl.sim.verify.trial", some)
+    result = hactl("verify", "-f", files(tmp_path), "--budget", "1m", "--jobs", 1)
+    assert result.exit_code == 130
+    assert "2 of " in result.output
+    assert f"{said}: this is what was tried until then" in result.output
 
 
 def test_verify_says_when_its_budget_was_too_small(tmp_path: Path) -> None:
     result = hactl("verify", "-f", files(tmp_path), "--budget", "1ms", "--jobs", 1)
-    assert re.search(r"^1 of \d\d single faults, 0 of", result.output, re.MULTILINE)
+    assert re.search(r"^[01] of \d\d single faults, 0 of", result.output, re.MULTILINE)
     assert "not every single fault was tried: give it a larger --budget" in result.output
 
 
-def test_verify_tells_the_worst_of_five_phases(tmp_path: Path) -> None:
-    what = read(files(tmp_path), None)[2]
-    case = next(case for case in singles(what) if case.name == "refuse mx0 (smtp)")
+@pytest.mark.parametrize("name", ["refuse mx0 (smtp)", "crash mx0"])
+def test_verify_tells_the_worst_of_five_phases(tmp_path: Path, name: str) -> None:
+    checks = "{smtp: {type: smtp}, cert: {type: tls, port: 25, interval: 1h}}"
+    text = GOOD.replace("{smtp: {type: smtp}}", checks)
+    what = read(files(tmp_path, text.replace("[smtp]}", "[smtp], prefer: [cert]}")), None)[2]
+    case = next(case for case in singles(what) if case.name == name)
     alone = [
         World(what, each.events, each.seconds, seed=1).run().figures["mx"].worst_detection or 0
         for each in phases(what, case)
     ]
     assert len({round(seconds, 1) for seconds in alone}) == 5
-    assert trial(what, case).services["mx"][0] == max(alone)
+    found = trial(what, case)
+    assert found.services["mx"][0] == max(alone)
+    assert found.seconds == pytest.approx(5 * case.seconds + 4)
 
 
 def test_verify_tries_the_faults_of_preferred_checks(tmp_path: Path) -> None:

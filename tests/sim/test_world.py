@@ -139,6 +139,14 @@ def test_what_lasts_goes_on_while_another_of_its_kind_does(do: str) -> None:
     assert {"lag": world.lag, "mute": world.mute, "late": world.late, "stall": world.stalled}[do]
 
 
+def test_relayd_is_down_until_the_last_that_keeps_it_so_ends() -> None:
+    long, short = Event(10, "down", lasts=60), Event(20, "restart", lasts=10)
+    for at, down in ((50, True), (80, False)):
+        world = World(pair(), [long, short, Event(40, "restart")], at, seed=1)
+        world.run()
+        assert world.down is down
+
+
 def test_a_fault_that_comes_again_before_it_ended_goes_on() -> None:
     often = Event(10, "refuse", ("A",), lasts=15, every=10, until=60)
     once = Event(10, "refuse", ("A",), lasts=55)
