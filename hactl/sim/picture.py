@@ -156,6 +156,13 @@ def bad_spans(
         yield since, duration
 
 
+def _fitting(name: str, room: int) -> str:
+    """Return a name without its domain, and without its middle, if there is no room for it."""
+    name = name if len(name) <= room else name.partition(".")[0]
+    half = (room - 3) // 2
+    return name if len(name) <= room else f"{name[:half]}...{name[-half:]}"
+
+
 def _lanes(
     layout: Layout, what: Cluster, events: Sequence[Event], run: Run, top: float
 ) -> Iterator[str]:
@@ -163,9 +170,7 @@ def _lanes(
     for number, seat in enumerate(layout.seats):
         y = top + LANE * number
         where = " (backup)" if seat.member.table else ""
-        room = LETTERS - len(where)
-        name, half = seat.node, (room - 3) // 2
-        name = name if len(name) <= room else f"{name[:half]}...{name[-half:]}"
+        name = _fitting(seat.node, LETTERS - len(where))
         yield _text(LEFT - 8, y + BAR, f"{name}{where}", "", "end")
         bad = [*bad_spans(layout, what, events, end, seat.node)]
         for first, last in bad:
