@@ -182,7 +182,8 @@ class Watch(Watcher):
         if self._unanswered:  # one command a cycle then: what else is needed waits for the next
             self._unanswered = False
             self._late.clear()
-            self._held.clear()
+            out = {m for m in self._held if engine.decisions[m].want is Want.OUT}
+            self._held = {m: self._held[m] for m in out}  # those wanted in wait for their turn
             self._blind = world.now
         self._exclusive(world)
         frozen = {s for s in world.cluster.plan.services if self._frozen(world, s)}
