@@ -33,11 +33,11 @@ def paint(text: str, colour: str) -> str:
 
 
 class Progress:
-    """A line on standard error for who waits longer than a second at a terminal."""
+    """A line on standard error for who waits at a terminal longer than *after* seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: float = 1.0) -> None:
         self._shown = False
-        self._next = time.monotonic() + 1
+        self._next = time.monotonic() + after
 
     def show(self, part: float, text: str) -> None:
         """Show how much is done, 0 to 1, and what; a few times a second at most."""

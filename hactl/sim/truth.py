@@ -153,8 +153,10 @@ class Truth:
         event = self._events[edge.number]
         if event.do not in FAULTS and event.do != "cut":
             return
-        turns = self._turns[edge.number] = self._turns.get(edge.number, 0) + (edge.begins or -1)
-        if turns != edge.begins:
+        turns = self._turns[edge.number] = self._turns.get(edge.number, 0) + (
+            1 if edge.begins else -1
+        )
+        if turns != (1 if edge.begins else 0):
             return  # another turn goes on
         if edge.begins:
             self._active.append(event)

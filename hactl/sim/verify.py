@@ -392,7 +392,7 @@ def verify(
         {},
     )  # fmt: skip
     began = time.monotonic()
-    queue = iter(_until(began + budget, chain(one, two, sampled(what))))
+    queue = _until(began + budget, chain(one, two, sampled(what)))
     known = len(one) + len(two)
     try:
         for seen in _tried(what, queue, jobs):

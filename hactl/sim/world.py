@@ -354,7 +354,7 @@ class World:
     def _deed(self, event: Event, begins: bool) -> None:
         if event.do in LASTING:
             self._lasting[event.do] += 1 if begins else -1
-            if self._lasting[event.do] != begins:
+            if self._lasting[event.do] != (1 if begins else 0):
                 return
         match event.do:
             case "lag":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ import pytest
 from hactl.cli.ask import Reply
 from hactl.cli.status import Status, nagios_line
 from hactl.lab.nodes import Mood
-from hactl.show import safe, table
+from hactl.show import Progress, safe, table
 from tests.daemon.farm import Farm
 from tests.daemon.test_daemon import play
 
@@ -314,3 +315,24 @@ def test_a_socket_file_that_nobody_serves_is_hactld_gone(tmp_path: Path) -> None
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
     assert asyncio.run(hactl("status", "-s", str(path))).code == 3
+
+
+class Terminal(io.StringIO):
+    """Takes what a terminal would show."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_for_terminals_only_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    for stream in (Terminal(), io.StringIO(), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        line = Progress(after=0)
+        line.show(0.5, "schedules and more of them")
+        line.show(0.6, "too soon to be shown")
+        line.clear()
+        bar = "[##########..........] schedu" if isinstance(stream, Terminal) else ""
+        shown = f"\r{bar}\x1b[K\r\x1b[K" if bar else ""
+        assert (stream.getvalue() if stream is not None else "") == shown
+        assert len(bar) < 30

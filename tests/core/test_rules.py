@@ -351,7 +351,7 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 def test_a_few_histories_break_no_rule() -> None:
-    run_state_machine_as_test(AnyHistory, settings=settings(quickly, max_examples=2))
+    run_state_machine_as_test(AnyHistory, settings=settings(quickly, max_examples=4))
 
 
 @pytest.mark.long
